@@ -1,0 +1,72 @@
+"""The seam between learning and sampling: y ~ π_θ(·|x,φ).
+
+An `Engine` takes token ids and returns token ids with the log-probability that
+the sampling distribution gave each one.  Text is never re-tokenised, and the
+temperature travels with the completion, so that the learner can recompute the
+same quantity: log_softmax(logits / temperature).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Request:
+    """One context to continue `n` times.
+
+    `top_p` = 1 and `top_k` = 0 sample from the full support, which training
+    requires: a truncated distribution biases the importance ratio.
+    Sample i of a request depends on (`seed`, i) alone, not on what else is in
+    the batch.
+    """
+
+    prompt_ids: tuple[int, ...]
+    n: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation.
+
+    `ids` (int32 [t]) holds the stop id when one ended the completion;
+    `logprobs` (float32 [t]) are log_softmax(logits / temperature) at each id,
+    not renormalised for top-p or top-k.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    finish_reason: Literal["stop", "length"]
+    temperature: float
+    weight_version: int
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; callers ask instead of assuming."""
+
+    update_weights: bool
+    max_context: int  # tokens of prompt and completion together
+
+
+class Engine(Protocol):
+    """Who samples: the in-process sampler or a served model."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Return `requests[i].n` completions at position i."""
+        ...
+
+    def update_weights(self, params: Any, version: int) -> None:
+        """Serve `params` from now on; every later completion carries `version`."""
+        ...
