@@ -1,0 +1,229 @@
+"""The architecture of a model: what `config.json` of a Hugging Face folder says, checked.
+
+`ModelConfig` is frozen and hashable, so that it can be a static argument of jitted code.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from fst_jax.errors import ModelError
+from fst_jax.models.rope import Rope, RopeKind
+
+Family = Literal["llama", "qwen2", "qwen3"]
+FAMILIES: tuple[str, ...] = get_args(Family)
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# What the config classes of transformers assume when config.json leaves these out.
+_DEFAULT_THETA = 10_000.0
+_DEFAULT_LENGTH = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
+_QWEN3_HEAD_DIM = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of one decoder.
+
+    `attention_bias` puts a bias on query, key and value; `output_bias` on the attention's
+    output projection; `mlp_bias` on the three projections of the MLP.  `qk_norm` normalises
+    queries and keys per head before the rotary embedding.
+    """
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: Rope = dataclasses.field(default_factory=Rope)
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    max_position_embeddings: int = 2048
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "ModelConfig":
+        """Read the dictionary of a `config.json`.
+
+        Accepts what transformers 5 writes (`rope_parameters`) and what older versions write
+        (`rope_theta` and `rope_scaling`).  Raises ModelError for anything that this decoder
+        would compute differently from transformers.
+        """
+        family = hf.get("model_type")
+        if family not in FAMILIES:
+            raise ModelError(
+                f"config.json has model_type {family!r}, which is not supported: use a model of "
+                f"type {', '.join(FAMILIES)}."
+            )
+        _refuse_unsupported(hf)
+        hidden_size = _size(hf, "hidden_size")
+        num_heads = _size(hf, "num_attention_heads")
+        num_kv_heads = _size(hf, "num_key_value_heads", num_heads)
+        if num_heads % num_kv_heads:
+            raise ModelError(
+                f"num_attention_heads {num_heads} in config.json must be a multiple of "
+                f"num_key_value_heads {num_kv_heads}."
+            )
+        default_head_dim = _QWEN3_HEAD_DIM if family == "qwen3" else hidden_size // num_heads
+        head_dim = _size(hf, "head_dim", default_head_dim)
+        if head_dim % 2:
+            raise ModelError(f"head_dim {head_dim} in config.json must be even.")
+        length = _size(hf, "max_position_embeddings", _DEFAULT_LENGTH[family])
+        bias = bool(hf.get("attention_bias", False))
+        return cls(
+            family=family,
+            vocab_size=_size(hf, "vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=_size(hf, "intermediate_size"),
+            num_layers=_size(hf, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            rope=_rope(hf, length),
+            rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+            # Qwen2 always has these three biases and never one on the output.
+            attention_bias=family == "qwen2" or bias,
+            output_bias=family != "qwen2" and bias,
+            mlp_bias=family == "llama" and bool(hf.get("mlp_bias", False)),
+            qk_norm=family == "qwen3",
+            max_position_embeddings=length,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` of this architecture, readable by every version of transformers."""
+        hf: dict[str, Any] = {
+            "architectures": [_ARCHITECTURES[self.family]],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rope_theta": self.rope.theta,
+            "rope_scaling": _rope_scaling(self.rope),
+        }
+        if self.family != "qwen2":
+            hf["attention_bias"] = self.attention_bias
+        if self.family == "llama":
+            hf["mlp_bias"] = self.mlp_bias
+        return hf
+
+
+def _size(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive integer of config.json; null means absent."""
+    value = hf.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ModelError(f"config.json lacks {key!r}: add it.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{key} in config.json must be a positive integer, not {value!r}.")
+    return value
+
+
+def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
+    activation = hf.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ModelError(
+            f"config.json has hidden_act {activation!r}, which is not supported: only 'silu' is."
+        )
+    windowed = "sliding_attention" in (hf.get("layer_types") or ())
+    # Without layer_types, Qwen slides its window in the layers from max_window_layers on.
+    if hf.get("use_sliding_window") and hf.get("sliding_window") and not hf.get("layer_types"):
+        windowed = hf.get("max_window_layers", 28) < hf.get("num_hidden_layers", 0)
+    if windowed:
+        raise ModelError(
+            "config.json uses sliding-window attention, which is not supported: use a model "
+            "with full attention in every layer (use_sliding_window false)."
+        )
+    if hf.get("quantization_config"):
+        raise ModelError(
+            "config.json has a quantization_config, which is not supported: use the model's "
+            "float32, bfloat16 or float16 weights."
+        )
+
+
+def _rope(hf: Mapping[str, Any], length: int) -> Rope:
+    """Both spellings of the rotary settings, with the defaults of transformers."""
+    given: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given.update(hf.get(key) or {})
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in get_args(RopeKind):
+        raise ModelError(
+            f"config.json has rope_type {kind!r}, which is not supported: use a model with "
+            f"rope_type {', '.join(get_args(RopeKind))}."
+        )
+    if given.get("partial_rotary_factor", hf.get("partial_rotary_factor")) not in (None, 1, 1.0):
+        raise ModelError(
+            "config.json has a partial_rotary_factor other than 1, which is not supported: use "
+            "a model that rotates the whole head."
+        )
+    theta = float(given.get("rope_theta") or hf.get("rope_theta") or _DEFAULT_THETA)
+    if kind == "default":
+        return Rope(theta=theta)
+    original = given.get("original_max_position_embeddings", length)
+    original = int(hf.get("original_max_position_embeddings") or original)
+    factor = given.get("factor")
+    if factor is None and kind == "yarn":
+        factor = length / original
+    needed = {"factor": factor}
+    if kind == "llama3":
+        needed |= {key: given.get(key) for key in ("low_freq_factor", "high_freq_factor")}
+    for key, value in needed.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelError(
+                f"the rope settings of config.json need a number {key!r} for rope_type {kind!r}, "
+                f"not {value!r}."
+            )
+    match kind:
+        case "linear":
+            return Rope("linear", theta, float(factor))
+        case "llama3":
+            numbers = {key: float(value) for key, value in needed.items()}
+            return Rope("llama3", theta, original_length=original, **numbers)
+        case _:
+            return Rope(
+                "yarn",
+                theta,
+                float(factor),
+                original,
+                attention_factor=given.get("attention_factor"),
+                mscale=given.get("mscale"),
+                mscale_all_dim=given.get("mscale_all_dim"),
+                beta_fast=given.get("beta_fast") or 32.0,
+                beta_slow=given.get("beta_slow") or 1.0,
+                truncate=given.get("truncate", True),
+            )
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    """The inverse of `_rope`: only the settings that the kind has."""
+    settings: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
+    match rope.kind:
+        case "default":
+            return None
+        case "linear":
+            return settings
+        case "llama3":
+            names = ("low_freq_factor", "high_freq_factor")
+        case "yarn":
+            names = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow",
+                     "truncate")  # fmt: skip
+    settings["original_max_position_embeddings"] = rope.original_length
+    values = ((name, getattr(rope, name)) for name in names)
+    return settings | {name: value for name, value in values if value is not None}

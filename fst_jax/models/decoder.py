@@ -1,0 +1,203 @@
+"""One decoder for Llama, Qwen2 and Qwen3, with the parameters of all layers stacked.
+
+Every layer's parameters carry a leading axis L, and the forward pass is one `jax.lax.scan`
+over it: compile time does not grow with depth, and sharding rules match a handful of paths
+(`embedding`, `layers/attention/query/kernel`, `layers/mlp/gate/kernel`, `norm/scale`, ...).
+
+The decoder does not know how attention is computed or what is cached: the caller passes
+`attend`, so training, prefill and decoding share this file.  Use it in pure functions by
+splitting it once; the state holds parameters and nothing else:
+
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def logits(params, tokens, positions):
+        model = nnx.merge(graphdef, params)
+        mask = positions[:, :, None] >= positions[:, None, :]
+        hidden, _ = model(tokens, positions, lambda q, k, v, _: (attention(q, k, v, mask), None))
+        return model.logits(hidden)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.rope import rope_tables, rotate
+
+# (query [B, T, H, Dh], key [B, T, Hkv, Dh], value [B, T, Hkv, Dh], layer_cache)
+#   -> (out [B, T, H, Dh], layer_output)
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+_INIT_STDDEV = 0.02  # initializer_range of all three families
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias), with kernel [in, out] cast to the dtype of x."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        init = nnx.initializers.normal(_INIT_STDDEV)
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((outputs,), param_dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + eps) · scale, computed in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float, *, param_dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        exact = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(exact), axis=-1, keepdims=True)
+        normed = exact * jax.lax.rsqrt(variance + self.eps)
+        return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections, per-head norms and rotary embedding around the caller's `attend`."""
+
+    def __init__(self, config: ModelConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        hidden, head_dim = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        bias = config.attention_bias
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.query = Linear(hidden, heads, bias=bias, **options)
+        self.key = Linear(hidden, kv_heads, bias=bias, **options)
+        self.value = Linear(hidden, kv_heads, bias=bias, **options)
+        self.output = Linear(heads, hidden, bias=config.output_bias, **options)
+        eps = config.rms_norm_eps
+        norm = config.qk_norm
+        self.query_norm = RMSNorm(head_dim, eps, param_dtype=param_dtype) if norm else None
+        self.key_norm = RMSNorm(head_dim, eps, param_dtype=param_dtype) if norm else None
+        self.head_dim = head_dim
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tables: tuple[Array, Array], attend: Attend, cache: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        split = (*x.shape[:2], -1, self.head_dim)
+        query, key = self.query(x).reshape(split), self.key(x).reshape(split)
+        value = self.value(x).reshape(split)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, *tables), rotate(key, *tables)
+        out, layer_output = attend(query, key, value, cache)
+        return self.output(out.reshape(*x.shape[:2], -1)), layer_output
+
+
+class MLP(nnx.Module):
+    """The gated MLP: down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        hidden, inner = config.hidden_size, config.intermediate_size
+        options: dict[str, Any] = {
+            "bias": config.mlp_bias, "param_dtype": param_dtype, "rngs": rngs
+        }  # fmt: skip
+        self.gate = Linear(hidden, inner, **options)
+        self.up = Linear(hidden, inner, **options)
+        self.down = Linear(inner, hidden, **options)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nnx.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: ModelConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.input_norm = RMSNorm(hidden, eps, param_dtype=param_dtype)
+        self.attention = Attention(config, param_dtype=param_dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(hidden, eps, param_dtype=param_dtype)
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tables: tuple[Array, Array], attend: Attend, cache: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        mixed, layer_output = self.attention(self.input_norm(x), tables, attend, cache)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), layer_output
+
+
+class Decoder(nnx.Module):
+    """Token ids in, final hidden states out; `logits` turns hidden states into logits.
+
+    `dtype` is the dtype of activations and matrix products, `param_dtype` that of the stored
+    parameters (cast at use).  `remat` recomputes each layer in the backward pass instead of
+    keeping its activations.  Building one draws random parameters from `rngs.params`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        init = nnx.initializers.normal(_INIT_STDDEV)
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nnx.Param(init(rngs.params(), shape, param_dtype))
+
+        @nnx.vmap
+        def stack(key: Array) -> Layer:
+            return Layer(config, param_dtype=param_dtype, rngs=nnx.Rngs(params=key))
+
+        self.layers = stack(jax.random.split(rngs.params(), config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
+        options: dict[str, Any] = {"bias": False, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = None if config.tie_word_embeddings else Linear(*shape[::-1], **options)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Attend,
+        cache: Any = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Hidden states after the final norm, and the stacked outputs of `attend`.
+
+        `attend(query, key, value, layer_cache) -> (out, layer_output)` runs once per layer,
+        after the rotary embedding.  The leaves of `cache` have a leading axis L and reach it
+        one layer at a time; the layer outputs come back stacked the same way.
+        """
+        tables = rope_tables(self.config.rope, self.config.head_dim, positions)
+        layers, params = nnx.split(self.layers)
+
+        def body(x: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
+            layer_params, layer_cache = layer
+            return nnx.merge(layers, layer_params)(x, tables, attend, layer_cache)
+
+        if self.remat:
+            # Within a scan XLA cannot undo the recomputation, so no barriers are needed.
+            body = jax.checkpoint(body, prevent_cse=False)
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        x, outputs = jax.lax.scan(body, x, (params, cache))
+        return self.norm(x), outputs
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Float32 logits of hidden states, through the embedding where the head is tied."""
+        if self.head is None:
+            weights, pattern = self.embedding[...], "...d,vd->...v"
+        else:
+            weights, pattern = self.head.kernel[...], "...d,dv->...v"
+        return jnp.einsum(
+            pattern,
+            hidden.astype(self.dtype),
+            weights.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
