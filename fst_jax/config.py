@@ -1,0 +1,295 @@
+"""Every setting, as typed dataclasses.
+
+A run is described by one YAML file whose sections are named after the package's
+folders, plus overrides on the command line (`--slow.learning_rate 3e-6`).  The
+help of each field says where its default comes from: a section of the paper
+(arXiv 2605.12484), another source, or "ours" with the reason.
+
+Reading a file and the command line is in `fst_jax/settings.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fst_jax.errors import ConfigError
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the text that `--help` and the docs show."""
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    path: str = setting(
+        "models/SmolLM2-135M-Instruct",
+        "Hugging Face folder with config.json, safetensors and tokenizer; or a hub id such as "
+        "Qwen/Qwen3-4B-Instruct-2507, which is then downloaded.",
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "Compute dtype of the forward pass; parameters and optimiser stay float32. "
+        "bfloat16 on TPU and GPU; float32 is faster on most CPUs (ours, measured).",
+    )
+    remat: bool = setting(
+        False,
+        "Recompute each layer in the backward pass: less memory, about a third more compute. "
+        "Ours: off, since small models fit.",
+    )
+    chat_template: dict[str, Any] = setting(
+        {}, "Extra arguments of the chat template, e.g. {enable_thinking: true} for Qwen3."
+    )
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    name: str = setting("star_graph", "Built-in task: star_graph, reasoning_gym or jsonl.")
+    entry_point: str | None = setting(
+        None, "Your own task instead of a built-in one: package.module:Class."
+    )
+    options: dict[str, Any] = setting({}, "Arguments of the task's constructor.")
+    seed_prompt: str | None = setting(
+        None, "φ_seed, the prompt that the pool starts from; null takes the task's own."
+    )
+    timeout_s: float = setting(
+        10.0,
+        "Seconds that one call of an untrusted scorer (task.entry_point) may take in its worker "
+        "process before it is killed and counted as a time-out (ours).",
+    )
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    engine: Literal["local"] = setting("local", "Who samples: local is the in-process sampler.")
+    group_size: int = setting(8, "G, rollouts per problem and step, over all prompts (paper §4).")
+    problems_per_step: int = setting(32, "Problems per step (paper §4: 32; math 64).")
+    temperature: float = setting(
+        1.0, "Sampling temperature in training. The paper does not say; ours: 1, full support."
+    )
+    max_new_tokens: int = setting(8192, "Longest completion, in tokens (paper app.: 8192).")
+    max_prompt_tokens: int = setting(
+        4096, "Longest context, system prompt included, in tokens (paper app.: 4096)."
+    )
+    batch_size: int = setting(
+        64, "Sequences decoded at once. Ours: more is faster until memory ends."
+    )
+
+
+@dataclass(frozen=True)
+class SlowSettings:
+    enabled: bool = setting(True, "Train θ. false: the weights stay frozen (prompt-only).")
+    objective: Literal["cispo"] = setting("cispo", "Policy-gradient objective (paper §3).")
+    learning_rate: float = setting(1e-6, "Peak learning rate of AdamW (paper app.: 1e-6).")
+    warmup_steps: int = setting(10, "Linear warm-up, then constant (paper app.: 10).")
+    adam_b1: float = setting(0.9, "AdamW first-moment decay (paper app.).")
+    adam_b2: float = setting(0.999, "AdamW second-moment decay (paper app.).")
+    weight_decay: float = setting(0.0, "AdamW weight decay (paper app.: 0).")
+    max_grad_norm: float = setting(1.0, "Global-norm gradient clip (open in the paper; ours: 1).")
+    clip_threshold: float = setting(
+        4.0, "τ: importance ratios are cut here (paper: clip_high 3.0; ours reads τ = 1 + 3)."
+    )
+    kl_coefficient: float = setting(1e-3, "Weight of the KL regularizer to the base (paper app.).")
+    kl_estimator: Literal["k1", "k2", "k3"] = setting(
+        "k3", "Estimator of the KL regularizer in the loss (open in the paper; ours: k3)."
+    )
+    baseline: Literal["problem", "prompt"] = setting(
+        "problem",
+        "Advantage group: all G rollouts of a problem across prompts (paper's default), or each "
+        "prompt's G/K alone (its ablation, worse).",
+    )
+    normalize_std: bool = setting(
+        True, "Divide advantages by the group's standard deviation (paper §3; math: false)."
+    )
+    micro_batch_rows: int = setting(
+        8, "Rows per micro-batch; the gradient is the same for any number, memory is not (ours)."
+    )
+    row_tokens: int | None = setting(
+        None,
+        "Length of a training row, which holds one context and the completions sampled from it; "
+        "null packs as many of the G/K completions as keep rows about twice the context (ours).",
+    )
+    head_chunk: int = setting(
+        1024, "Completion tokens per chunk of the vocabulary head: memory is chunk × vocabulary."
+    )
+
+
+@dataclass(frozen=True)
+class FastSettings:
+    enabled: bool = setting(True, "Evolve Φ. false: the seed prompt alone (RL-only).")
+    population: int = setting(8, "K, prompts in use; divides G (paper tab.: 8; math, physics 4).")
+    cycle_steps: int = setting(6, "T, RL steps between two fast rounds (paper tab.: 6).")
+    anchors: int = setting(
+        192, "Problems of the look-ahead on which prompts are scored (paper tab.: 192)."
+    )
+    metric_calls: int = setting(
+        960, "Budget of a fast round in rollouts; re-scoring carried prompts is counted apart."
+    )
+    minibatch: int = setting(
+        8, "Rollouts under the parent that a proposal learns from (open in the paper; ours)."
+    )
+    proposals: int = setting(
+        4, "Proposals made at a time, so that their rollouts share one batch (ours)."
+    )
+    max_prompt_tokens: int = setting(
+        512, "Longest prompt that a proposal may have, in tokens (open in the paper; ours)."
+    )
+    reflector: Literal["rules", "lm"] = setting(
+        "rules", "Who proposes edits: rules needs no model, lm asks the endpoint of fast.lm_url."
+    )
+    lm_url: str = setting(
+        "http://127.0.0.1:30000/v1", "OpenAI-compatible base URL of the reflection model."
+    )
+    lm_model: str = setting("default", "Model name sent to the reflection endpoint.")
+    lm_api_key_env: str = setting(
+        "OPENAI_API_KEY", "Environment variable that holds the endpoint's key, if it needs one."
+    )
+    lm_max_tokens: int = setting(2048, "Longest answer of the reflection model, in tokens.")
+    lm_timeout_s: float = setting(120.0, "Seconds to wait for one answer before retrying.")
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    mesh: dict[str, int] = setting(
+        {"data": 1, "fsdp": -1, "tensor": 1},
+        "Devices per mesh axis; one axis may be -1: all that are left.",
+    )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    steps: int = setting(500, "RL steps in all (paper: 500 to 1500).")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    every: int = setting(10, "Steps between evaluations; 0: only before and after (ours).")
+    problems: int = setting(200, "Held-out problems per evaluation (paper: 200).")
+    samples: int = setting(4, "k of mean@k and best@k (paper: 4).")
+    temperature: float = setting(0.6, "Sampling temperature in evaluation (paper app.: 0.6).")
+    top_p: float = setting(0.95, "Nucleus mass in evaluation (paper app.: 0.95).")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every: int = setting(10, "Steps between checkpoints; 0: only at the end (ours).")
+    keep: int = setting(2, "Newest checkpoints kept (ours).")
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    tensorboard: bool = setting(False, "Write tensorboard/ in the run folder (extra: track).")
+    wandb_project: str | None = setting(None, "Send metrics to this W&B project (extra: track).")
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = setting("run", "The run's folder below `output`.")
+    output: str = setting("runs", "Folder of all runs.")
+    seed: int = setting(0, "Seed of every random choice of the run.")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    slow: SlowSettings = field(default_factory=SlowSettings)
+    fast: FastSettings = field(default_factory=FastSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    @property
+    def population(self) -> int:
+        """K as used: the seed prompt alone when the fast weights are off."""
+        return self.fast.population if self.fast.enabled else 1
+
+    def problems_found(self) -> list[tuple[str, str]]:
+        """Every inconsistency as (key, message); empty when the config can run."""
+        found: list[tuple[str, str]] = []
+
+        def require(holds: bool, key: str, message: str) -> None:
+            if not holds:
+                found.append((key, message))
+
+        for key, minimum in _MINIMA.items():
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            require(value >= minimum, key, f"must be at least {minimum}, not {value}")
+        for key in _POSITIVE:
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            require(value > 0, key, f"must be above 0, not {value}")
+        require(0 < self.eval.top_p <= 1, "eval.top_p", "must be in (0, 1]")
+        if self.population >= 1:
+            require(
+                self.rollout.group_size % self.population == 0,
+                "fast.population",
+                f"K = {self.population} must divide rollout.group_size G = "
+                f"{self.rollout.group_size}, since each prompt serves G/K rollouts of a problem",
+            )
+        if self.slow.baseline == "prompt":
+            require(
+                self.rollout.group_size // max(self.population, 1) >= 2,
+                "slow.baseline",
+                "a baseline per prompt needs at least 2 rollouts under each prompt (G/K ≥ 2)",
+            )
+        require(
+            self.slow.enabled or self.fast.enabled,
+            "slow.enabled",
+            "slow.enabled and fast.enabled are both false: nothing would learn",
+        )
+        require(
+            not (set(self.name) & set("/\\")) and self.name not in ("", ".", ".."),
+            "name",
+            "must be a plain folder name",
+        )
+        if self.fast.enabled:
+            require(
+                self.fast.max_prompt_tokens < self.rollout.max_prompt_tokens,
+                "fast.max_prompt_tokens",
+                "must be below rollout.max_prompt_tokens, which also holds the problem",
+            )
+        return found
+
+    def validate(self) -> "Config":
+        """Return self, or raise ConfigError with every inconsistency."""
+        found = self.problems_found()
+        if found:
+            raise ConfigError("\n".join(f"{key}: {message}" for key, message in found))
+        return self
+
+
+_MINIMA = {
+    "rollout.group_size": 1,
+    "rollout.problems_per_step": 1,
+    "rollout.max_new_tokens": 1,
+    "rollout.max_prompt_tokens": 1,
+    "rollout.batch_size": 1,
+    "slow.warmup_steps": 0,
+    "slow.weight_decay": 0,
+    "slow.kl_coefficient": 0,
+    "slow.micro_batch_rows": 1,
+    "slow.head_chunk": 1,
+    "fast.population": 1,
+    "fast.cycle_steps": 1,
+    "fast.anchors": 1,
+    "fast.metric_calls": 1,
+    "fast.minibatch": 1,
+    "fast.proposals": 1,
+    "fast.max_prompt_tokens": 1,
+    "train.steps": 1,
+    "eval.every": 0,
+    "eval.problems": 1,
+    "eval.samples": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+}
+_POSITIVE = (
+    "rollout.temperature",
+    "slow.learning_rate",
+    "slow.max_grad_norm",
+    "slow.clip_threshold",
+    "eval.temperature",
+    "task.timeout_s",
+)
