@@ -1,0 +1,140 @@
+"""Model folders in the Hugging Face layout: finding, reading their settings, publishing.
+
+A folder holds config.json, safetensors weights, a tokenizer and a chat template.  New folders
+are built under a hidden name and renamed when complete, so that no reader meets half a model.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_jax.errors import ModelError
+from fst_jax.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Everything beside config.json and the weights that serving or training needs.
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def resolve(path: str | Path) -> Path:
+    """The local folder of a model: `path` itself, or a download of the hub model `org/name`.
+
+    The hub is asked only if no such folder exists.  Raises ModelError where neither is there.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise ModelError(
+            f"There is no model folder {name!r}: give a folder or the name org/name of a model "
+            "on the Hugging Face hub."
+        )
+    import huggingface_hub
+
+    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *_COMPANIONS]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises errors of several libraries
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"There is no local folder {name!r}, and the Hugging Face hub did not give a model "
+            f"of that name ({reason}): check the path, or the name and the network."
+        ) from error
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The dictionary in the folder's config.json."""
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise ModelError(f"There is no model folder {str(folder)!r}: check the path.")
+    if not file.is_file():
+        raise ModelError(f"{folder} has no config.json: add the one of the model.")
+    try:
+        hf = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON ({error}): repair it.") from error
+    if not isinstance(hf, dict):
+        raise ModelError(f"{file} does not hold a JSON object: repair it.")
+    return hf
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """The architecture of a local model folder."""
+    folder = Path(folder)
+    try:
+        return ModelConfig.from_hf(read_config_file(folder))
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer, which must come with a chat template."""
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(f"{folder} has no tokenizer: add tokenizer.json, tokenizer_config.json.")
+    # Without this, transformers announces on every start that torch is not installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # damaged files surface as many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"The tokenizer of {folder} cannot be loaded ({reason}): add the tokenizer.json and "
+            "tokenizer_config.json of the model."
+        ) from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"The tokenizer of {folder} has no chat template: add chat_template.jinja (or a "
+            "chat_template entry in tokenizer_config.json)."
+        )
+    return tokenizer
+
+
+def copy_companions(source: Path, destination: Path) -> None:
+    """Copy tokenizer, chat template and generation settings, whichever exist."""
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+@contextlib.contextmanager
+def publish(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends well.
+
+    If the block raises or the process dies, `folder` is as it was.
+    """
+    folder = folder.absolute()
+    partial, replaced = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, replaced):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

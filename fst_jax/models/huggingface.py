@@ -1,0 +1,190 @@
+"""Weights between Hugging Face folders and `Decoder`, byte for byte in both directions.
+
+The two layouts differ in three ways, all in this file: names, kernels (ours are [in, out],
+theirs [out, in]) and layers (ours are stacked, theirs one tensor each).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from fst_jax.errors import ModelError
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.decoder import Decoder, parameter_path
+from fst_jax.models.folder import copy_companions, load_config, publish, read_config_file
+from fst_jax.models.shards import TensorFolder, write_shards
+
+_HEAD = "lm_head.weight"
+_MODULES = {
+    "embedding": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "layers/input_norm": "model.layers.{}.input_layernorm",
+    "layers/attention/query": "model.layers.{}.self_attn.q_proj",
+    "layers/attention/key": "model.layers.{}.self_attn.k_proj",
+    "layers/attention/value": "model.layers.{}.self_attn.v_proj",
+    "layers/attention/output": "model.layers.{}.self_attn.o_proj",
+    "layers/attention/query_norm": "model.layers.{}.self_attn.q_norm",
+    "layers/attention/key_norm": "model.layers.{}.self_attn.k_norm",
+    "layers/mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "layers/mlp/gate": "model.layers.{}.mlp.gate_proj",
+    "layers/mlp/up": "model.layers.{}.mlp.up_proj",
+    "layers/mlp/down": "model.layers.{}.mlp.down_proj",
+}
+_MAX_SHARD_BYTES = 5 * 10**9  # what transformers writes by default
+
+
+def _tensor_names(path: str, shape: tuple[int, ...]) -> list[str]:
+    """The tensors that make up one parameter: one per layer if it is stacked."""
+    module, _, leaf = path.rpartition("/")
+    pattern = _MODULES[module or path] + (".bias" if leaf == "bias" else ".weight")
+    return [pattern.format(i) for i in range(shape[0])] if "{}" in pattern else [pattern]
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    remat: bool = False,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+) -> Decoder:
+    """The decoder of a local folder, read one parameter at a time.
+
+    `dtype` is the compute dtype; `param_dtype=None` keeps the dtypes of the file.
+    `place(path, value)` puts each parameter onto devices (default: the default device), e.g.
+    by its sharding.  Raises ModelError for missing, unexpected or misshapen tensors.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    graphdef, abstract = nnx.split(
+        nnx.eval_shape(lambda: Decoder(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+    )
+    with TensorFolder(folder) as tensors:
+        _check_names(folder, config, abstract, tensors.shapes)
+
+        def load(keys: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            path = parameter_path(keys)
+            value = _assemble(folder, path, leaf.shape, tensors, param_dtype)
+            return jnp.asarray(value) if place is None else place(path, value)
+
+        params = jax.tree_util.tree_map_with_path(load, abstract)
+    return nnx.merge(graphdef, params)
+
+
+def _check_names(
+    folder: Path, config: ModelConfig, abstract: nnx.State, present: Iterable[str]
+) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(abstract)
+    expected = {name for keys, x in leaves for name in _tensor_names(parameter_path(keys), x.shape)}
+    present = {name for name in present if not name.endswith(".rotary_emb.inv_freq")}
+    if config.tie_word_embeddings:
+        present.discard(_HEAD)  # some folders store the tied head, too
+    for problem, names in (
+        ("lack", expected - present),
+        ("hold unexpected", present - expected),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            raise ModelError(
+                f"The weights of {folder} {problem} {len(names)} tensor(s) ({listed}): use the "
+                "weights that belong to its config.json."
+            )
+
+
+def _assemble(
+    folder: Path,
+    path: str,
+    shape: tuple[int, ...],
+    tensors: TensorFolder,
+    dtype: DTypeLike | None,
+) -> np.ndarray:
+    """One parameter on the host, in our layout."""
+    names = _tensor_names(path, shape)
+    stacked, transposed = path.startswith("layers/"), path.endswith("/kernel")
+    part = shape[1:] if stacked else shape
+    theirs = part[::-1] if transposed else part
+    for name in names:
+        if tensors.shapes[name] != theirs:
+            raise ModelError(
+                f"Tensor {name} of {folder} has shape {list(tensors.shapes[name])}, but its "
+                f"config.json asks for {list(theirs)}: use the weights that belong to it."
+            )
+    # Layers of different dtypes get the one that holds all of them exactly.
+    dtype = dtype or np.result_type(*{tensors.dtypes[name] for name in names})
+    value = np.empty((len(names), *part), dtype)
+    for slot, name in zip(value, names, strict=True):
+        tensor = tensors.read(name)
+        slot[...] = tensor.T if transposed else tensor
+    return value if stacked else value[0]
+
+
+def save_model(
+    folder: str | Path,
+    params: nnx.State,
+    config: ModelConfig,
+    source_folder: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+) -> None:
+    """Write parameters (the state of `nnx.split(model)`) as a complete Hugging Face folder.
+
+    config.json, tokenizer, chat template and generation settings come from `source_folder`;
+    a tied head is written if the source stores it.  `dtype=None` keeps the dtypes of the
+    parameters.  An existing `folder` is replaced once the new one is complete.
+    """
+    folder, source = Path(folder), Path(source_folder)
+    parts: dict[str, tuple[str, jax.Array, int | None]] = {}
+    for keys, value in jax.tree_util.tree_leaves_with_path(params):
+        path = parameter_path(keys)
+        names = _tensor_names(path, value.shape)
+        for i, name in enumerate(names):
+            parts[name] = (path, value, i if path.startswith("layers/") else None)
+    if config.tie_word_embeddings:
+        with TensorFolder(source) as tensors:
+            if _HEAD in tensors.shapes:
+                parts[_HEAD] = parts[_MODULES["embedding"] + ".weight"]
+
+    def size(name: str) -> int:
+        _, value, layer = parts[name]
+        count = value.size if layer is None else value.size // value.shape[0]
+        return count * jnp.dtype(dtype or value.dtype).itemsize
+
+    def read(name: str) -> np.ndarray:
+        path, value, layer = parts[name]
+        tensor = np.asarray(value if layer is None else value[layer])
+        tensor = tensor.T if path.endswith("/kernel") else tensor
+        return tensor.astype(dtype or tensor.dtype, copy=False)
+
+    with publish(folder) as partial:
+        order = sorted(parts, key=_natural)
+        write_shards(partial, {name: size(name) for name in order}, read, max_shard_bytes)
+        embedding = next(value for path, value, _ in parts.values() if path == "embedding")
+        _write_config(source, partial, jnp.dtype(dtype or embedding.dtype).name)
+        copy_companions(source, partial)
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that puts layer 10 after layer 9, so that shards hold neighbouring layers."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part)
+            for part in re.split(r"(\d+)", name)]  # fmt: skip
+
+
+def _write_config(source: Path, destination: Path, dtype: str) -> None:
+    """The source's config.json, unchanged unless it names another dtype than was written."""
+    hf = read_config_file(source)
+    key = "dtype" if "dtype" in hf else "torch_dtype"  # transformers 5 and before
+    if hf.get(key) == dtype:
+        shutil.copyfile(source / "config.json", destination / "config.json")
+        return
+    text = json.dumps(hf | {key: dtype}, indent=2) + "\n"
+    (destination / "config.json").write_text(text, "utf-8")
