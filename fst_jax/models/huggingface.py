@@ -7,7 +7,7 @@ theirs [out, in]) and layers (ours are stacked, theirs one tensor each).
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -69,39 +69,58 @@ def load_model(
         nnx.eval_shape(lambda: Decoder(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
     )
     with TensorFolder(folder) as tensors:
-        _check_names(folder, config, abstract, tensors.shapes)
+        check_tensors(folder, config, tensors.shapes)
 
         def load(keys: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
             path = parameter_path(keys)
-            value = _assemble(folder, path, leaf.shape, tensors, param_dtype)
+            value = _assemble(path, leaf.shape, tensors, param_dtype)
             return jnp.asarray(value) if place is None else place(path, value)
 
         params = jax.tree_util.tree_map_with_path(load, abstract)
     return nnx.merge(graphdef, params)
 
 
-def _check_names(
-    folder: Path, config: ModelConfig, abstract: nnx.State, present: Iterable[str]
-) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(abstract)
-    expected = {name for keys, x in leaves for name in _tensor_names(parameter_path(keys), x.shape)}
-    present = {name for name in present if not name.endswith(".rotary_emb.inv_freq")}
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a Hugging Face folder of this architecture."""
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    shapes = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
+        path = parameter_path(keys)
+        part = leaf.shape[1:] if path.startswith("layers/") else leaf.shape
+        part = part[::-1] if path.endswith("/kernel") else part
+        shapes |= dict.fromkeys(_tensor_names(path, leaf.shape), part)
+    return shapes
+
+
+def check_tensors(origin: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError unless `shapes` are the tensors of the architecture, no more, no less.
+
+    A stored copy of a tied head and the frequency tables of old checkpoints are allowed.
+    """
+    expected = tensor_shapes(config)
+    surplus = {name for name in shapes if not name.endswith(".rotary_emb.inv_freq")}
+    surplus -= expected.keys()
     if config.tie_word_embeddings:
-        present.discard(_HEAD)  # some folders store the tied head, too
+        surplus.discard(_HEAD)
     for problem, names in (
-        ("lack", expected - present),
-        ("hold unexpected", present - expected),
+        ("lack", expected.keys() - shapes.keys()),
+        ("hold the unexpected", surplus),
     ):
         if names:
-            listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             raise ModelError(
-                f"The weights of {folder} {problem} {len(names)} tensor(s) ({listed}): use the "
-                "weights that belong to its config.json."
+                f"The weights of {origin} {problem} {len(names)} tensor(s) {listed}: use the "
+                "weights that belong to its configuration."
+            )
+    for name, shape in expected.items():
+        if tuple(shapes[name]) != shape:
+            raise ModelError(
+                f"Tensor {name} of {origin} has shape {list(shapes[name])}, but its configuration "
+                f"asks for {list(shape)}: use the weights that belong to it."
             )
 
 
 def _assemble(
-    folder: Path,
     path: str,
     shape: tuple[int, ...],
     tensors: TensorFolder,
@@ -110,17 +129,9 @@ def _assemble(
     """One parameter on the host, in our layout."""
     names = _tensor_names(path, shape)
     stacked, transposed = path.startswith("layers/"), path.endswith("/kernel")
-    part = shape[1:] if stacked else shape
-    theirs = part[::-1] if transposed else part
-    for name in names:
-        if tensors.shapes[name] != theirs:
-            raise ModelError(
-                f"Tensor {name} of {folder} has shape {list(tensors.shapes[name])}, but its "
-                f"config.json asks for {list(theirs)}: use the weights that belong to it."
-            )
     # Layers of different dtypes get the one that holds all of them exactly.
     dtype = dtype or np.result_type(*{tensors.dtypes[name] for name in names})
-    value = np.empty((len(names), *part), dtype)
+    value = np.empty(shape if stacked else (1, *shape), dtype)
     for slot, name in zip(value, names, strict=True):
         tensor = tensors.read(name)
         slot[...] = tensor.T if transposed else tensor

@@ -41,7 +41,7 @@ class TensorFolder:
         for file in _weight_files(folder):
             with _damage_named(file):
                 opened = self._open.enter_context(safe_open(file, framework="numpy"))
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                for name in opened.keys():
                     header = opened.get_slice(name)
                     self.shapes[name] = tuple(header.get_shape())
                     if header.get_dtype() not in DTYPES:
@@ -114,6 +114,7 @@ def write_shards(
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         # transformers refuses files that do not state a format; this is the one all tools write.
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # save_file lets only the owner read; servers must, too
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
