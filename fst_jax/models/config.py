@@ -173,47 +173,56 @@ def _rope(hf: Mapping[str, Any], length: int) -> Rope:
             "config.json has a partial_rotary_factor other than 1, which is not supported: use "
             "a model that rotates the whole head."
         )
-    theta = float(given.get("rope_theta") or hf.get("rope_theta") or _DEFAULT_THETA)
-    if kind == "default":
-        return Rope(theta=theta)
-    original = given.get("original_max_position_embeddings", length)
-    original = int(hf.get("original_max_position_embeddings") or original)
-    factor = given.get("factor")
-    if factor is None and kind == "yarn":
-        factor = length / original
-    needed = {"factor": factor}
-    if kind == "llama3":
-        needed |= {key: given.get(key) for key in ("low_freq_factor", "high_freq_factor")}
-    for key, value in needed.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+
+    def number(name: str, default: float | None = None) -> float:
+        value = given.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ModelError(
-                f"the rope settings of config.json need a number {key!r} for rope_type {kind!r}, "
-                f"not {value!r}."
+                f"the rope settings of config.json need a positive number {name!r} for rope_type "
+                f"{kind!r}, not {value!r}."
             )
+        return float(value)
+
+    def optional(name: str) -> float | None:
+        return None if given.get(name) is None else number(name)
+
+    theta = number("rope_theta", hf.get("rope_theta") or _DEFAULT_THETA)
+    # transformers gives this one priority where a config has both.
+    outer = hf.get("original_max_position_embeddings")
+    original = int(outer or number("original_max_position_embeddings", length))
     match kind:
         case "linear":
-            return Rope("linear", theta, float(factor))
+            return Rope(kind, theta, number("factor"))
         case "llama3":
-            numbers = {key: float(value) for key, value in needed.items()}
-            return Rope("llama3", theta, original_length=original, **numbers)
-        case _:
             return Rope(
-                "yarn",
+                kind,
                 theta,
-                float(factor),
+                number("factor"),
                 original,
-                attention_factor=given.get("attention_factor"),
-                mscale=given.get("mscale"),
-                mscale_all_dim=given.get("mscale_all_dim"),
-                beta_fast=given.get("beta_fast") or 32.0,
-                beta_slow=given.get("beta_slow") or 1.0,
-                truncate=given.get("truncate", True),
+                low_freq_factor=number("low_freq_factor"),
+                high_freq_factor=number("high_freq_factor"),
             )
+        case "yarn":
+            return Rope(
+                kind,
+                theta,
+                number("factor", length / original),
+                original,
+                attention_factor=optional("attention_factor"),
+                mscale=optional("mscale"),
+                mscale_all_dim=optional("mscale_all_dim"),
+                beta_fast=number("beta_fast", 32.0),
+                beta_slow=number("beta_slow", 1.0),
+                truncate=bool(given.get("truncate", True)),
+            )
+    return Rope(theta=theta)
 
 
 def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
     """The inverse of `_rope`: only the settings that the kind has."""
     settings: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
+    names: tuple[str, ...] = ()
     match rope.kind:
         case "default":
             return None

@@ -131,9 +131,9 @@ class GGUFModel:
         template = self._field("tokenizer.chat_template", None)
         if template:
             (folder / "chat_template.jinja").write_text(template, "utf-8")
-        generation = self._token_ids()
-        stops = {generation.get("eos_token_id"), self._id("eot"), self._id("eom")} - {None}
-        _write_json(folder / "generation_config.json", generation | {"eos_token_id": sorted(stops)})
+        stops = {index for kind in ("eos", "eot", "eom") if (index := self._id(kind)) is not None}
+        generation = self._token_ids() | {"eos_token_id": sorted(stops)}
+        _write_json(folder / "generation_config.json", generation)
 
     _REQUIRED = object()
 

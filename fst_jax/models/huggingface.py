@@ -83,7 +83,7 @@ def load_model(
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a Hugging Face folder of this architecture."""
     model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
         path = parameter_path(keys)
         part = leaf.shape[1:] if path.startswith("layers/") else leaf.shape

@@ -108,7 +108,7 @@ def write_shards(
             filled = 0
         shards[-1].append(name)
         filled += size
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
