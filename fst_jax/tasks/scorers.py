@@ -16,16 +16,20 @@ from fst_jax.tasks.extract import after_thinking, final_answer, last_boxed, last
 from fst_jax.tasks.task import Problem, Score
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 NOT_JSON = object()  # what parse_json returns for text that is none
 
 
 def parse_number(text: str) -> Decimal | None:
-    """`text` as a number; thousands separators, $ and % are ignored."""
+    """`text` as a number; $, % and the commas of thousands are ignored."""
+    text = text.strip().strip("$%").strip()
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
     try:
-        number = Decimal(text.strip().strip("$%").replace(",", ""))
+        number = Decimal(text)
     except InvalidOperation:
         return None
-    return number if number.is_finite() else None
+    return number if number.is_finite() and abs(number.adjusted()) < 1000 else None
 
 
 def parse_json(text: str) -> Any:
@@ -38,7 +42,10 @@ def parse_json(text: str) -> Any:
 
 def same_json(left: Any, right: Any) -> bool:
     """Equal as JSON: the order of keys is ignored, true is not 1."""
-    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    try:
+        return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    except RecursionError:
+        return False
 
 
 def read_exact(text: str) -> str | None:
@@ -79,10 +86,15 @@ def same_text(answer: str, gold: str) -> bool:
 
 
 def same_number(answer: str, gold: str) -> bool:
-    """Equal as numbers to six significant digits; gold that is no number is compared as text."""
+    """Equal numbers: exactly when gold is whole, else to six significant digits.
+
+    Gold that is no number is compared as text.
+    """
     left, right = parse_number(answer), parse_number(gold)
     if left is None or right is None:
         return same_text(answer, gold)
+    if right == right.to_integral_value():
+        return left == right
     return abs(left - right) <= abs(right) * Decimal("1e-6")
 
 
