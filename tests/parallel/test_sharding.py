@@ -1,0 +1,114 @@
+"""Every parameter of the decoder has one rule, and sharded arrays compute the same."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from fst_jax.config import ParallelSettings
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.decoder import Decoder
+from fst_jax.parallel.mesh import make_mesh
+from fst_jax.parallel.sharding import RULES, batch_sharding, path_of, replicated, shardings, spec
+
+CONFIG = ModelConfig(
+    family="qwen3",
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    attention_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+)
+
+
+def decoder(**changes: object) -> Decoder:
+    return Decoder(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(0))
+
+
+def leaves(tree: object) -> dict[str, jax.Array]:
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_every_parameter_has_exactly_one_rule():
+    paths = leaves(nnx.state(decoder()))
+    used = set()
+    for path, leaf in paths.items():
+        rules = [(pattern, axes) for pattern, axes in RULES if re.fullmatch(pattern, path)]
+        assert len(rules) == 1, path
+        assert len(rules[0][1]) == leaf.ndim, path
+        used.add(rules[0][0])
+    assert used == {pattern for pattern, _ in RULES}
+
+
+def test_unknown_paths_are_refused():
+    mesh = make_mesh(ParallelSettings(), jax.devices()[:1])
+    with pytest.raises(KeyError, match="no sharding rule for layers/other/kernel"):
+        spec("layers/other/kernel", (2, 4, 4), mesh)
+    with pytest.raises(KeyError, match="of shape"):
+        spec("embedding", (4, 4, 4), mesh)
+
+
+def shards_and_computes_alike() -> None:
+    mesh = make_mesh(ParallelSettings(mesh={"data": 2, "fsdp": 2, "tensor": 2}))
+    graphdef, params = nnx.split(decoder())
+    placed = shardings(params, mesh)
+    specs = {path: sharding.spec for path, sharding in leaves(placed).items()}
+    assert specs["embedding"] == PartitionSpec("tensor", "fsdp")
+    assert specs["layers/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["norm/scale"] == PartitionSpec(None)
+    # An axis that does not divide a dimension is dropped there, and only there.
+    assert spec("embedding", (49, 16), mesh) == PartitionSpec(None, "fsdp")
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    state = optimizer.init(params)
+    moments = leaves(shardings(state, mesh))
+    found = [path for path in moments if path.endswith("layers/mlp/gate/kernel")]
+    assert len(found) == 2  # first and second moment
+    for path in found:
+        assert moments[path].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert moments[next(path for path in moments if path.endswith("count"))].spec == PartitionSpec()
+
+    tokens = np.arange(8 * 6).reshape(8, 6) % CONFIG.vocab_size
+
+    def loss(params: nnx.State, tokens: jax.Array) -> jax.Array:
+        def attend(query: jax.Array, key: jax.Array, value: jax.Array, _: None) -> tuple:
+            return jax.nn.dot_product_attention(query, key, value, is_causal=True), None
+
+        model = nnx.merge(graphdef, params)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden, _ = model(tokens, positions, attend)
+        logits = model.logits(hidden)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    @jax.jit
+    def step(params: nnx.State, state: optax.OptState, tokens: jax.Array) -> tuple:
+        value, gradients = jax.value_and_grad(loss)(params, tokens)
+        updates, state = optimizer.update(gradients, state, params)
+        return value, optax.apply_updates(params, updates), state
+
+    expected = step(params, state, tokens)
+    sharded = step(
+        jax.device_put(params, placed),
+        jax.device_put(state, shardings(state, mesh)),
+        jax.device_put(tokens, batch_sharding(mesh)),
+    )
+    assert len(sharded[1]["embedding"][...].sharding.device_set) == 8
+    for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(sharded), strict=True):
+        np.testing.assert_allclose(one, eight, rtol=2e-3, atol=2e-5)
+    assert jax.device_put(1.0, replicated(mesh)).sharding.is_fully_replicated
+
+
+def test_eight_devices_compute_what_one_does(on_devices):
+    on_devices(shards_and_computes_alike)
