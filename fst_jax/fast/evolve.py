@@ -79,8 +79,9 @@ def evolve(
     reflector return; exceptions of both end the round and reach the caller.
 
     Raises:
-      ConfigError: the budget cannot pay a single proposal.
-      ReflectionError: the reflector failed on every proposal.
+      ConfigError: the budget cannot pay a single proposal, or the seed prompt is too long.
+      ReflectionError: the reflector failed on a whole batch before any edit was valid; if it
+        fails on a whole batch later, the round ends with what it has.
     """
     anchors = list({problem.id: problem for problem in anchors}.values())
     needed = smallest_budget(len(anchors), settings.minibatch)
@@ -89,6 +90,12 @@ def evolve(
             f"fast.metric_calls = {settings.metric_calls} cannot pay one proposal, which takes "
             f"{needed} rollouts (two minibatches and {len(anchors)} anchors): raise it, or lower "
             "fast.anchors"
+        )
+    length = validator.count_tokens(pool.seed.text)
+    if length > validator.max_tokens:
+        raise ConfigError(
+            f"the seed prompt takes {length} tokens, more than fast.max_prompt_tokens = "
+            f"{validator.max_tokens}: no edit of it could stand; raise it or shorten the prompt"
         )
     return _Round(
         pool, anchors, roll_out, reflector, validator, settings, step, weight_version

@@ -79,7 +79,12 @@ class LanguageModelReflector:
         self.max_tokens = settings.lm_max_tokens
         self.timeout_s = settings.lm_timeout_s
         self.prompt_words = max(1, settings.max_prompt_tokens * 2 // 3)
-        self._key = os.environ.get(settings.lm_api_key_env, "")
+        self._key = os.environ.get(settings.lm_api_key_env, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ReflectionError(
+                f"the key in the environment variable {settings.lm_api_key_env} holds characters "
+                "that cannot be sent: copy it again"
+            )
         self._sleep = sleep
 
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[Proposal]:
@@ -143,7 +148,7 @@ class LanguageModelReflector:
             raise _Retry(f"gave no answer in {self.timeout_s:g} s") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise self._error(f"is not a usable address ({error}): set fast.lm_url") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Retry(f"cannot be reached ({error or type(error).__name__})") from error
         if response.status_code == 429 or response.status_code >= 500:
             wait_s = _retry_after(response.headers.get("retry-after", ""))

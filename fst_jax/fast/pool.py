@@ -253,6 +253,8 @@ def _prompt(entry: Mapping[str, Any]) -> Prompt:
         created_step=int(entry["created_step"]),
         scores={problem: float(score) for problem, score in entry["scores"].items()},
     )
+    if not all(0 <= score <= 1 for score in prompt.scores.values()):
+        raise ValueError(f"prompt {entry['id']} has a score outside [0, 1]")
     if prompt.id != entry["id"]:
         raise ValueError(f"prompt {entry['id']} has a text that is not its own")
     return prompt

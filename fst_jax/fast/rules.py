@@ -35,22 +35,28 @@ class RulesReflector:
         return [self._edit(job, rng) for job in jobs]
 
     def _edit(self, job: Job, rng: random.Random) -> Proposal:
-        lines = [line.strip() for line in job.parent.splitlines() if line.strip()]
+        lines = job.parent.strip().splitlines()
         failures = [rollout for rollout in job.rollouts if rollout.score.reward < 1]
         new, standing = _advice(failures, lines, rng)
-        edits = {"append": _append, "prepend": _prepend, "replace": _replace} if new else {}
-        edits |= {"remove": _remove, "move": _move}
-        candidates = {}
-        for name, edit in edits.items():
-            edited = edit(lines, new, standing, rng)
-            text = "\n".join(edited)
-            if edited not in ([], lines) and self.count_tokens(text) <= self.max_tokens:
-                candidates[name] = text
-        if not candidates:
+        said = [i for i, line in enumerate(lines) if line.strip()]
+        edited: dict[str, list[str]] = {}
+        if new:
+            edited["append"] = [*lines, new]
+            edited["prepend"] = [new, *lines]
+        if new and said:
+            i = rng.choice(standing or said)  # a line that is not helping, or any line
+            edited["replace"] = [*lines[:i], new, *lines[i + 1 :]]
+        if len(said) > 1:
+            i, j = rng.sample(said, 2)
+            rest = [*lines[:i], *lines[i + 1 :]]
+            edited["remove"] = rest
+            edited["move"] = [*rest[:j], lines[i], *rest[j:]]
+        texts = {name: "\n".join(edit) for name, edit in edited.items()}
+        names = [name for name in texts if self.count_tokens(texts[name]) <= self.max_tokens]
+        if not names:
             return Proposal(refusal="nothing to edit")
-        names = list(candidates)
         [chosen] = rng.choices(names, weights=[EDITS[name] for name in names])
-        return Proposal(text=candidates[chosen])
+        return Proposal(text=texts[chosen])
 
 
 def _advice(
@@ -84,35 +90,3 @@ def _advice(
 def _same(line: str) -> str:
     """Lines that differ in case, spaces or the final stop say the same."""
     return normalised(line).casefold().rstrip(".!")
-
-
-def _append(lines: list[str], new: str, standing: list[int], rng: random.Random) -> list[str]:
-    return [*lines, new]
-
-
-def _prepend(lines: list[str], new: str, standing: list[int], rng: random.Random) -> list[str]:
-    return [new, *lines]
-
-
-def _replace(lines: list[str], new: str, standing: list[int], rng: random.Random) -> list[str]:
-    """Put the advice in the place of a line that is not helping, or of any line."""
-    if not lines:
-        return []
-    i = rng.choice(standing or range(len(lines)))
-    return [*lines[:i], new, *lines[i + 1 :]]
-
-
-def _remove(lines: list[str], new: str, standing: list[int], rng: random.Random) -> list[str]:
-    if not lines:
-        return []
-    i = rng.randrange(len(lines))
-    return [*lines[:i], *lines[i + 1 :]]
-
-
-def _move(lines: list[str], new: str, standing: list[int], rng: random.Random) -> list[str]:
-    if len(lines) < 2:
-        return []
-    i = rng.randrange(len(lines))
-    rest = [*lines[:i], *lines[i + 1 :]]
-    j = rng.choice([j for j in range(len(lines)) if j != i])
-    return [*rest[:j], lines[i], *rest[j:]]
