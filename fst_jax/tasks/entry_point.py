@@ -79,7 +79,7 @@ def build(settings: TaskSettings) -> Task:
     if not (source and colon and name.isidentifier()):
         raise TaskError(f"{where}: write package.module:Class or path/to/file.py:Class")
     module = _load(source, where)
-    constructor = getattr(module, name, None)
+    constructor: Any = getattr(module, name, None)
     if not inspect.isclass(constructor):
         classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
         own = [n for n in classes if getattr(module, n).__module__ == module.__name__]
@@ -90,7 +90,7 @@ def build(settings: TaskSettings) -> Task:
         raise TaskError(f"{where}: class {name} lacks the method {missing[0]}(); see tasks/task.py")
     check_options(constructor, settings.options, name)
     try:
-        task = constructor(**settings.options)
+        task: Task = constructor(**settings.options)
     except UserError:
         raise
     except Exception as error:

@@ -17,10 +17,7 @@ def check_options(
 
     `reserved` are arguments that the options may not set.
     """
-    if "__init__" not in vars(constructor) and constructor.__init__ is object.__init__:
-        parameters: dict[str, inspect.Parameter] = {}
-    else:
-        parameters = dict(inspect.signature(constructor).parameters)
+    parameters = inspect.signature(constructor).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = [
         name
@@ -49,8 +46,8 @@ def check_options(
 
 def _hints(constructor: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(constructor.__init__)
-    except Exception:  # annotations that cannot be resolved are not checked
+        return typing.get_type_hints(vars(constructor)["__init__"])
+    except Exception:  # inherited, or annotations that cannot be resolved: not checked
         return {}
 
 

@@ -11,15 +11,20 @@ closed set of answers earns 0; a JSON answer equal in value to the expected one
 earns 1 however it is spaced.  CodeIO asks for outputs only, as in the paper,
 unless `parameters` says otherwise.
 
-The library runs in a worker process, both to generate and to score: CodeIO
-executes code, other data sets evaluate the model's text, and either may hang.
+The library runs in a worker process, both to generate and to score, in a scratch
+folder: CodeIO executes code, some of which writes files, and other data sets
+evaluate the model's text; either may hang.  A CodeIO problem whose answer changes
+when it is run again (its code draws random numbers or reads the clock) is left out.
 """
 
 import contextlib
 import difflib
 import io
+import os
+import random
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -86,8 +91,10 @@ class ReasoningGym:
         self._splits = Splits(
             self.name, self._draw, lambda problem: problem.question, train_size, test_size
         )
+        self._scratch = tempfile.TemporaryDirectory(prefix="fst_jax_", ignore_cleanup_errors=True)
         self._workers = Workers(
-            "fst_jax.tasks.reasoning_gym:Library",
+            "fst_jax.tasks.reasoning_gym:library_in",
+            self._scratch.name,
             dataset,
             Splits.stream_length(train_size, test_size),
             seed,
@@ -154,6 +161,12 @@ class ReasoningGym:
         return Problem(str(position), question, answer, {"position": position})
 
 
+def library_in(folder: str, *arguments: Any) -> "Library":
+    """The library, with `folder` as the working folder of the process."""
+    os.chdir(folder)
+    return Library(*arguments)
+
+
 class Library:
     """The library itself; lives in the worker process."""
 
@@ -188,12 +201,15 @@ class Library:
                 f"reasoning-gym refused data set {dataset} of size {size} with parameters "
                 f"{parameters}: {type(error).__name__}: {error}"
             ) from error
+        self._executes_code = dataset == "codeio"
         self._entry = lru_cache(maxsize=2048)(self._make)
 
     def draw(self, position: int) -> list[str] | None:
         """[question, answer] at a position; None if the data set has no usable one there."""
         try:
             entry = self._entry(position)
+            if self._executes_code and self._make(position, attempt=1) != entry:
+                return None
         except Exception:
             return None
         metadata = entry.get("metadata", {})
@@ -211,13 +227,16 @@ class Library:
         except Exception:
             return None
 
-    def _make(self, position: int) -> dict[str, Any]:
+    def _make(self, position: int, attempt: int = 0) -> dict[str, Any]:
+        if self._executes_code:  # the code may draw from these; `attempt` shows whether it does
+            random.seed(position + attempt)
+            np.random.seed((position + attempt) % 2**32)
         with _quiet():
             return self._data[position]
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Several data sets print while they work."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

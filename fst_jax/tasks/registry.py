@@ -8,7 +8,7 @@ from fst_jax.config import TaskSettings
 from fst_jax.errors import TaskError, UserError
 from fst_jax.tasks.entry_point import UserTask
 from fst_jax.tasks.options import check_options
-from fst_jax.tasks.task import Problem, Task
+from fst_jax.tasks.task import Problem, Split, Task
 
 BUILT_IN = {
     "star_graph": "fst_jax.tasks.star_graph:StarGraph",
@@ -49,7 +49,7 @@ def _built_in(settings: TaskSettings) -> Task:
     return constructor(**settings.options, **reserved)
 
 
-def _problems(task: Task, split: str) -> Sequence[Problem]:
+def _problems(task: Task, split: Split) -> Sequence[Problem]:
     """The problems of a split, after a look at the first."""
     try:
         problems = task.problems(split)

@@ -140,7 +140,7 @@ def _judge(problem: Problem, boxed: str | None) -> tuple[str, str]:
     """(category, what went wrong in this answer)."""
     if boxed is None:
         return "no boxed answer", r"The answer has no complete \boxed{}."
-    gold = _read_path(problem.answer)
+    gold = [int(node) for node in problem.answer.split(",")]
     path = _read_path(boxed)
     if path is None:
         return "not a path", "The box does not hold numbers separated by commas."

@@ -87,7 +87,7 @@ class _Process:
 
     def __init__(self, factory: str, arguments: tuple[Any, ...]):
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", "from fst_jax.tasks.worker import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -99,6 +99,8 @@ class _Process:
             },
             start_new_session=True,  # Ctrl-C is ours to handle, and its children die with it
         )
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._requests, self._replies = process, process.stdin, process.stdout
         self._expired = False
         self._ready = False
         with contextlib.suppress(OSError):  # if it is dead already, wait_until_ready says so
@@ -142,13 +144,13 @@ class _Process:
                 else:
                     self._process.kill()
             self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._requests, self._replies):
             with contextlib.suppress(OSError):
                 pipe.close()
 
     def _send(self, message: Any) -> None:
-        self._process.stdin.write(pickle.dumps(message))
-        self._process.stdin.flush()
+        self._requests.write(pickle.dumps(message))
+        self._requests.flush()
 
     def _reply(self, timeout_s: float) -> Any:
         late = threading.Event()
@@ -161,7 +163,7 @@ class _Process:
         timer = threading.Timer(timeout_s, expire)
         timer.daemon = True
         timer.start()
-        line = self._process.stdout.readline()
+        line = self._replies.readline()
         timer.cancel()
         timer.join()
         complete = line.endswith(b"\n")
