@@ -89,6 +89,8 @@ def owner(name: str) -> str | None:
 def nearest(name: str) -> str | None:
     """The valid key most like `name`, whose section may be missing or wrong."""
     section, _, last = name.rpartition(".")
+    if section in settings():
+        return section
 
     def likeness(key: str) -> float:
         key_section, _, key_last = key.rpartition(".")

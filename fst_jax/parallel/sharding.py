@@ -33,8 +33,9 @@ _COMPILED = tuple((re.compile(rf"(?:.*/)?(?:{path})"), spec) for path, spec in R
 
 def path_of(keys: tuple[Any, ...]) -> str:
     """The path of a leaf as the table writes it: `layers/mlp/gate/kernel`."""
-    parts = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in keys)
-    return "/".join(str(part) for part in parts if part not in ("value", "get_value"))
+    if keys and getattr(keys[-1], "name", None) == "value":  # the inside of an nnx.Variable
+        keys = keys[:-1]
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

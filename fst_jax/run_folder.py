@@ -1,0 +1,102 @@
+"""The folder of one run, runs/<name>/: what lies where, and whether a config may use it.
+
+Running the same config again resumes in its folder; another config is refused with a diff.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fst_jax.config import Config
+from fst_jax.errors import ConfigError, RunError
+from fst_jax.settings import difference, load_file, to_yaml
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files lie; `check` and `create` look at the disk, nothing else does."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunFolder":
+        """The folder that a config names."""
+        return cls(Path(config.output) / config.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def pool(self) -> Path:
+        return self.path / "pool"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def _draft(self) -> Path:
+        return self.path / "config.yaml.tmp"
+
+    def check(self, config: Config) -> None:
+        """Refuse a folder that belongs to something else; creates nothing.
+
+        Raises:
+          RunError: it holds another config's run, or is no run's folder.
+        """
+        if not self.path.exists() and not self.path.is_symlink():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} is not a folder: choose another --name")
+        if not self.config.exists():
+            if any(entry != self._draft for entry in self.path.iterdir()):
+                raise RunError(
+                    f"{self.path} exists and is not the folder of a run: choose another --name"
+                )
+            return
+        try:
+            old = load_file(self.config)
+        except ConfigError as error:
+            raise RunError(
+                f"{self.path} holds a run whose config cannot be read: choose another --name\n"
+                f"{error}"
+            ) from error
+        # A run may have been moved: its place is no part of what it computes.
+        changed = difference(replace(old, name=config.name, output=config.output), config)
+        if changed:
+            lines = "".join(f"\n  {line}" for line in changed)
+            raise RunError(
+                f"{self.path} holds a run with other settings: choose another --name, or undo "
+                f"these changes{lines}"
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write the resolved config, unless they are there.
+
+        Raises:
+          RunError: as `check`, or the folder cannot be written.
+        """
+        self.check(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.config.exists():
+                self._draft.write_text(to_yaml(config), encoding="utf-8")
+                self._draft.replace(self.config)
+            for folder in (self.pool, self.samples, self.checkpoints, self.export):
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the run's folder {self.path}: {error.strerror}"
+            ) from error
