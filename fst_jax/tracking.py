@@ -48,6 +48,7 @@ class JsonlTracker:
             self._file = open(path, "ab")  # noqa: SIM115, closed by close()
             size = path.stat().st_size
             self._file.truncate(min(size, offset))
+            self._file.seek(0, 2)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
         if size < offset:

@@ -1,0 +1,72 @@
+"""A run's folder serves its own config and no other."""
+
+from dataclasses import replace
+
+import pytest
+
+from fst_jax.config import Config, TrainSettings
+from fst_jax.errors import RunError
+from fst_jax.run_folder import RunFolder
+from fst_jax.settings import load_file
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(name="try", output=str(tmp_path / "runs"))
+
+
+def test_create_and_resume(config, tmp_path):
+    folder = RunFolder.of(config)
+    folder.check(config)
+    assert not (tmp_path / "runs").exists()
+    folder.create(config)
+    assert folder.path == tmp_path / "runs" / "try"
+    assert {entry.name for entry in folder.path.iterdir()} == {
+        "config.yaml",
+        "pool",
+        "samples",
+        "checkpoints",
+        "export",
+    }
+    assert load_file(folder.config) == config
+    folder.create(config)
+
+
+def test_another_config_is_refused_with_a_diff(config):
+    folder = RunFolder.of(config)
+    folder.create(config)
+    other = replace(config, seed=1, train=TrainSettings(steps=7))
+    with pytest.raises(RunError) as caught:
+        folder.create(other)
+    assert "choose another --name" in str(caught.value)
+    assert str(caught.value).splitlines()[1:] == ["  seed: 0 → 1", "  train.steps: 500 → 7"]
+    assert load_file(folder.config) == config
+
+
+def test_a_moved_run_resumes(config, tmp_path):
+    RunFolder.of(config).create(config)
+    RunFolder.of(config).path.rename(tmp_path / "moved")
+    moved = replace(config, name="moved", output=str(tmp_path))
+    RunFolder.of(moved).check(moved)
+
+
+def test_what_is_no_run_is_refused(config, tmp_path):
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    folder.check(config)  # empty
+    (folder.path / "config.yaml.tmp").touch()
+    folder.check(config)  # killed while it was created
+    (folder.path / "thesis.tex").touch()
+    with pytest.raises(RunError, match="is not the folder of a run"):
+        folder.create(config)
+    folder.config.write_text("seed: [")
+    with pytest.raises(RunError, match="config cannot be read"):
+        folder.check(config)
+    with pytest.raises(RunError, match="is not a folder"):
+        RunFolder(folder.config).check(config)
+
+
+def test_a_place_that_cannot_be_written(config, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunError):
+        RunFolder.of(config).create(config)

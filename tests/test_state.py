@@ -1,0 +1,149 @@
+"""Checkpoints come back bit for bit, to any sharding, and survive damage."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from fst_jax.config import ParallelSettings
+from fst_jax.errors import RunError
+from fst_jax.parallel.mesh import make_mesh
+from fst_jax.parallel.sharding import shardings
+from fst_jax.state import Checkpoints
+
+
+class Small(nnx.Module):
+    """Two parameters with paths of the decoder, one of them in bfloat16."""
+
+    def __init__(self, seed: int):
+        keys = jax.random.split(jax.random.key(seed))
+        self.embedding = nnx.Param(jax.random.normal(keys[0], (16, 8)))
+        self.head = nnx.Linear(8, 16, use_bias=False, rngs=nnx.Rngs(keys[1]))
+        self.head.kernel[...] = self.head.kernel[...].astype(jnp.bfloat16)
+
+
+def arrays_of(seed: int) -> dict:
+    params = nnx.state(Small(seed), nnx.Param)
+    return {"params": params, "optimizer": optax.adamw(1e-3).init(params)}
+
+
+def abstract(tree: object) -> object:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def assert_same(one: object, other: object) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(tmp_path / "checkpoints", keep=2)
+    yield opened
+    opened.close()
+
+
+def test_bit_exact(checkpoints):
+    assert checkpoints.restore(arrays_of(0)) is None
+    rng = np.random.default_rng(7)
+    rng.random(5)
+    host = {
+        "rng": rng.bit_generator.state,
+        "pool": {"prompts": [{"text": "größer\n", "scores": {"a": 0.1}}]},
+        "metrics_offset": 2**40,
+        "version": 3,
+        "none": None,
+    }
+    arrays = arrays_of(1)
+    checkpoints.save(4, arrays, host)
+    checkpoints.wait()
+    saved = checkpoints.restore(abstract(arrays_of(0)))
+    assert saved is not None and saved.step == 4
+    assert_same(saved.arrays, arrays)
+    assert isinstance(saved.arrays["params"], nnx.State)
+    assert saved.host == host
+    again = np.random.default_rng(0)
+    again.bit_generator.state = saved.host["rng"]
+    assert again.random() == rng.random()
+
+
+def test_the_newest_are_kept(checkpoints, tmp_path):
+    for step in range(4):
+        checkpoints.save(step, {"x": jnp.full((3,), step)}, {"step": step})
+    checkpoints.wait()
+    folders = {entry.name for entry in (tmp_path / "checkpoints").iterdir()}
+    assert folders == {"2", "3"}
+    saved = checkpoints.restore({"x": jnp.zeros((3,), jnp.int32)})
+    assert saved is not None and saved.step == 3 and saved.host == {"step": 3}
+
+
+def test_arrays_may_be_donated_while_they_are_saved(checkpoints):
+    advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jax.block_until_ready(jnp.zeros((4096, 1024)))
+    checkpoints.save(0, {"x": x}, {})
+    for _ in range(5):
+        x = advance(x)
+    x.block_until_ready()
+    checkpoints.wait()
+    saved = checkpoints.restore({"x": jnp.ones((4096, 1024))})
+    assert saved is not None and not np.asarray(saved.arrays["x"]).any()
+
+
+def test_half_written_and_damaged_steps_are_passed_over(tmp_path):
+    folder = tmp_path / "checkpoints"
+    first = Checkpoints(folder, keep=5)
+    for step in (1, 2, 3):
+        first.save(step, {"x": jnp.full((1000,), step)}, {"step": step})
+    first.close()
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+    shutil.rmtree(folder / "3" / "arrays")
+    for file in (folder / "2" / "arrays").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again = Checkpoints(folder, keep=5)
+    saved = again.restore({"x": jnp.zeros((1000,), jnp.int32)})
+    assert saved is not None and saved.step == 1 and saved.host == {"step": 1}
+    assert (folder / "3.damaged").is_dir() and (folder / "2.damaged").is_dir()
+    again.save(2, {"x": jnp.full((1000,), 9)}, {"step": 2})
+    again.close()
+    last = Checkpoints(folder, keep=5)
+    saved = last.restore({"x": jnp.zeros((1000,), jnp.int32)})
+    assert saved is not None and saved.step == 2 and int(saved.arrays["x"][0]) == 9
+    last.close()
+
+
+def test_nothing_readable_is_an_error_that_leaves_the_files(checkpoints, tmp_path):
+    checkpoints.save(1, {"x": jnp.zeros(3)}, {})
+    checkpoints.wait()
+    with pytest.raises(RunError, match="no checkpoint in .* can be read"):
+        checkpoints.restore({"x": jnp.zeros(5), "y": jnp.zeros(2)})
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def restore_on_eight(folder: str) -> None:
+    mesh = make_mesh(ParallelSettings(mesh={"data": 2, "fsdp": 2, "tensor": 2}))
+    params = arrays_of(1)["params"]
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        params,
+        shardings(params, mesh),
+    )
+    saved = Checkpoints(Path(folder), keep=2).restore({"params": like})
+    assert saved is not None
+    found = saved.arrays["params"]
+    assert found["embedding"][...].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
+    assert len(found["embedding"][...].sharding.device_set) == 8
+    assert_same(found, params)
+
+
+def test_restoring_to_other_shardings(checkpoints, tmp_path, on_devices):
+    checkpoints.save(1, {"params": arrays_of(1)["params"]}, {})
+    checkpoints.wait()
+    on_devices(restore_on_eight, tmp_path / "checkpoints")
