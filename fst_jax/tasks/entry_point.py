@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from fst_jax.config import TaskSettings
 from fst_jax.errors import TaskError, UserError
@@ -90,7 +90,7 @@ def build(settings: TaskSettings) -> Task:
         raise TaskError(f"{where}: class {name} lacks the method {missing[0]}(); see tasks/task.py")
     check_options(constructor, settings.options, name)
     try:
-        task: Task = constructor(**settings.options)
+        task = cast(Task, constructor(**settings.options))
     except UserError:
         raise
     except Exception as error:
