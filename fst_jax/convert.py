@@ -62,10 +62,10 @@ def _convert_gguf(file: Path, destination: Path, dtype: str, max_shard_bytes: in
     target = jnp.dtype(dtype)
     sizes = {name: int(np.prod(shape)) * target.itemsize for name, shape in model.shapes.items()}
     with publish(destination) as partial:
-        write_shards(partial, sizes, lambda name: model.read(name).astype(target), max_shard_bytes)
+        model.write_companions(partial)  # first, since it may refuse the tokenizer
         hf = model.config_json() | {"torch_dtype": dtype}
         (partial / "config.json").write_text(json.dumps(hf, indent=2) + "\n", "utf-8")
-        model.write_companions(partial)
+        write_shards(partial, sizes, lambda name: model.read(name).astype(target), max_shard_bytes)
 
 
 def main(arguments: list[str] | None = None) -> int:
