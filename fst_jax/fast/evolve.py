@@ -3,17 +3,17 @@
 The carried prompts are scored anew on the anchors.  Then, while the budget of
 rollouts lasts: parents are drawn from the per-instance Pareto frontier, each
 runs a minibatch of anchors, the reflector proposes one incremental edit of it,
-and a child that does no worse on the minibatch is scored on all anchors and
-joins the pool.  The best K of the pool are the new Φ.  The proposer, the state
-and the selection of parents are `gepa`'s; budget, acceptance and the pool are
-ours, since `gepa.optimize` starts from one prompt and keeps stale scores.
+and a child that does better on the minibatch is scored on all anchors and joins
+the pool.  The best K of the pool are the new Φ.  The proposer, the state and the
+selection of parents are `gepa`'s; budget, acceptance and the pool are ours,
+since `gepa.optimize` starts from one prompt and keeps stale scores.
 
 Where the paper is silent: re-scoring what is carried is counted apart from the
-budget; parent and child run the minibatch with fresh samples, and neither those
-nor the minibatch scores are used again, which keeps anchor scores free of the
-luck that got a child accepted; a child as good as its parent is accepted, or
-nothing would move while every score is 0, but stands behind better ones where
-the budget cannot score all.
+budget.  Parent and child run the minibatch with fresh samples, which are not
+used again, so that anchor scores are free of the luck that got a child
+accepted.  Where no child of a batch beats its parent, one as good as its parent
+is accepted: with a strict gate nothing moves while every score is 0, and with
+all equal children the budget goes into scoring them.
 """
 
 import random
@@ -25,7 +25,6 @@ from typing import Any
 from gepa.core.state import GEPAState, ValsetEvaluation, initialize_gepa_state
 from gepa.proposer.base import CandidateProposal
 from gepa.proposer.reflective_mutation.reflective_mutation import ReflectiveMutationProposer
-from gepa.strategies.acceptance import ImprovementOrEqualAcceptance
 from gepa.strategies.candidate_selector import ParetoCandidateSelector
 from gepa.strategies.component_selector import AllReflectionComponentSelector
 from gepa.strategies.proposal_sampling import IndependentSampling
@@ -143,7 +142,6 @@ class _Round:
             rng,
         )
         proposer = self._proposer(edits, rng)
-        criterion = ImprovementOrEqualAcceptance()
         idle = 0
         while idle < IDLE_BATCHES:
             left = self.settings.metric_calls - (self.rollouts.sampled - rescored)
@@ -161,10 +159,8 @@ class _Round:
                     raise edits.batch_errors[0]
                 break
             idle = 0 if children else idle + 1
-            good = [child for child in children if criterion.should_accept(child, state)]
-            self.rejected["worse on its minibatch"] += len(children) - len(good)
             left = self.settings.metric_calls - (self.rollouts.sampled - rescored)
-            self._adopt(sorted(good, key=_gain, reverse=True), left, state)
+            self._adopt(self._accepted(children), left, state)
         metric_calls = self.rollouts.sampled - rescored
         pool = self.pool.settled(self.settings.population, self.step)
         return pool, self._report(pool, edits, metric_calls, rescored)
@@ -190,6 +186,18 @@ class _Round:
             {prompt.id: scored for prompt, scored in zip(carried, scores, strict=True)},
             self.weight_version,
         )
+
+    def _accepted(
+        self, children: Sequence[CandidateProposal[Any]]
+    ) -> Sequence[CandidateProposal[Any]]:
+        """The children that beat their parents, the best first; if none does, one as good."""
+        better = sorted((c for c in children if _gain(c) > 0), key=_gain, reverse=True)
+        equal = [child for child in children if _gain(child) == 0]
+        accepted = better or equal[:1]
+        worse = len(children) - len(better) - len(equal)
+        self.rejected["worse on its minibatch"] += worse
+        self.rejected["no better on its minibatch"] += len(children) - worse - len(accepted)
+        return accepted
 
     def _adopt(
         self, children: Sequence[CandidateProposal[Any]], left: int, state: GEPAState[Any, Any]

@@ -185,22 +185,51 @@ def test_the_order_of_python_sets_does_not_matter() -> None:
     assert len(outputs) == 1
 
 
-def test_a_worse_child_is_rejected_and_an_equal_one_stands_behind_a_better_one() -> None:
-    def answer(problem: Problem, prompt: str, rng: random.Random) -> str:
-        return {"worse": "0.0", "better": "1.0"}.get(prompt.split()[0], "0.5")
+def half(problem: Problem, prompt: str, rng: random.Random) -> str:
+    return {"worse": "0.0", "better": "0.75", "best": "1.0"}.get(prompt.split()[0], "0.5")
 
-    names = ["equal", "worse", "better", "equal"]
-    reflector = Scripted(lambda i, job: Proposal(text=f"{names[i % 4]} {i}"))
-    budget = 4 * 2 * 6 + 24  # four proposals, one of which can be scored
+
+@pytest.mark.parametrize(
+    ("names", "spare", "adopted", "rejected"),
+    [
+        # Better children alone, the best first.
+        (
+            ["equal", "worse", "better", "best"],
+            2,
+            ["best 3", "better 2"],
+            {"no better on its minibatch": 1, "worse on its minibatch": 1},
+        ),
+        # What the budget cannot score is turned away, the best last.
+        (
+            ["best", "better", "better", "best"],
+            2,
+            ["best 0", "best 3"],
+            {"over budget": 2},
+        ),
+        # One lateral step where nothing is better.
+        (
+            ["worse", "equal", "equal", "equal"],
+            1,
+            ["equal 1"],
+            {"no better on its minibatch": 2, "worse on its minibatch": 1},
+        ),
+        (["worse"] * 4, 1, [], {"worse on its minibatch": 4}),
+    ],
+)
+def test_which_children_are_accepted(names, spare, adopted, rejected) -> None:
+    reflector = Scripted(lambda i, job: Proposal(text=f"{names[i]} {i}"))
+    budget = 4 * 2 * 6 + spare * len(ANCHORS)  # one batch, and its best `spare` children
     pool, report = run(
-        start(population=2),
-        Policy(Coin(), answer),
-        fast(metric_calls=budget, population=2),
+        start(population=3),
+        Policy(Coin(), half),
+        fast(metric_calls=budget, population=3),
         reflector,
     )
-    assert report.rejected_by_reason == {"over budget": 2, "worse on its minibatch": 1}
-    assert [prompt.text for prompt in pool.active_prompts] == ["better 2", GRAPH.seed_prompt]
-    assert pool.active_prompts[0].parent == pool.seed.id
+    assert report.accepted == len(adopted)
+    assert report.rejected_by_reason == rejected
+    active = [prompt.text for prompt in pool.active_prompts if prompt.origin != "seed"]
+    assert list(dict.fromkeys(active)) == adopted
+    assert all(prompt.parent == pool.seed.id for prompt in pool.prompts[1:])
 
 
 def test_refused_proposals_are_counted_by_reason_and_idle_rounds_end() -> None:
@@ -249,7 +278,7 @@ def test_a_reflector_that_fails_now_and_then_is_counted_and_one_that_dies_ends_t
         start(), Policy(GRAPH, obeys_strategy), fast(metric_calls=960), Scripted(dies)
     )
     assert report.proposals == 8 and report.rejected_by_reason["reflector failed"] == 4
-    assert report.accepted == 4 and pool.rounds == 1
+    assert report.accepted == 1 and pool.rounds == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), ReflectionError("401")])
