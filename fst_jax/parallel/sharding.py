@@ -70,9 +70,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; all other dimensions whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Rows, which are dimension `axis`, over data and fsdp; all other dimensions whole."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
