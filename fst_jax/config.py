@@ -102,13 +102,13 @@ class SlowSettings:
     normalize_std: bool = setting(
         True, "Divide advantages by the group's standard deviation (paper §3; math: false)."
     )
+    normalize_batch: bool = setting(
+        False,
+        "Then divide all advantages of a step by their standard deviation (the paper mentions "
+        "batch-level normalisation without a formula; ours: off).",
+    )
     micro_batch_rows: int = setting(
         8, "Rows per micro-batch; the gradient is the same for any number, memory is not (ours)."
-    )
-    row_tokens: int | None = setting(
-        None,
-        "Length of a training row, which holds one context and the completions sampled from it; "
-        "null packs as many of the G/K completions as keep rows about twice the context (ours).",
     )
     head_chunk: int = setting(
         1024, "Completion tokens per chunk of the vocabulary head: memory is chunk × vocabulary."

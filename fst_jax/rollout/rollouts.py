@@ -5,6 +5,7 @@ the slow weights for groups, evaluation for held-out problems.  All pairs of a
 call go to the engine as one batch.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,68 +38,91 @@ class Sampling:
     top_p: float = 1.0
 
 
-def roll_out(
-    engine: Engine,
-    chat: Chat,
-    task: Task,
-    pairs: Sequence[tuple[Problem, str]],
-    n: int,
-    sampling: Sampling,
-    rng: np.random.Generator,
-    max_prompt_tokens: int,
-) -> list[list[Rollout]]:
-    """Sample `n` completions for each (problem, prompt) pair and score them.
+class Actor:
+    """The policy at work on a task: an engine, its chat format, and the reward.
 
-    Raises:
-      ConfigError: a context is longer than `max_prompt_tokens`.
-      TaskError: the task raised; the message names the task and the problem.
+    Counts what it spends: `rollouts`, `tokens` generated, and `seconds` by phase.
     """
-    requests = []
-    for problem, prompt in pairs:
-        try:
-            messages = task.render(problem)
-        except Exception as error:
-            raise TaskError(_raised(task, "render", problem, error)) from error
-        context = chat.encode(messages, prompt)
-        if len(context) > max_prompt_tokens:
-            raise ConfigError(
-                f"problem {problem.id!r} of task {task.name} takes {len(context)} tokens with its "
-                f"system prompt, more than rollout.max_prompt_tokens = {max_prompt_tokens}: raise "
-                "it, or choose shorter problems or prompts"
-            )
-        requests.append(
+
+    def __init__(self, engine: Engine, chat: Chat, task: Task, max_prompt_tokens: int):
+        self.engine, self.chat, self.task = engine, chat, task
+        self.max_prompt_tokens = max_prompt_tokens
+        self.rollouts = 0
+        self.tokens = 0
+        self.seconds = {"rollout": 0.0, "reward": 0.0}
+
+    def roll_out(
+        self,
+        pairs: Sequence[tuple[Problem, str]],
+        n: int,
+        sampling: Sampling,
+        rng: np.random.Generator,
+    ) -> list[list[Rollout]]:
+        """Sample `n` completions for each (problem, prompt) pair and score them.
+
+        Raises:
+          ConfigError: a context is longer than `max_prompt_tokens`.
+          TaskError: the task raised, or gave a reward outside [0, 1].
+        """
+        start = time.monotonic()
+        requests = [
             Request(
-                prompt_ids=tuple(context),
+                prompt_ids=tuple(self.context(problem, prompt)),
                 n=n,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                stop_ids=chat.stop_ids,
+                stop_ids=self.chat.stop_ids,
                 seed=int(rng.integers(2**31)),
             )
+            for problem, prompt in pairs
+        ]
+        sampled = self.engine.generate(requests)
+        middle = time.monotonic()
+        rollouts = [
+            [self._scored(problem, prompt, request, completion) for completion in completions]
+            for (problem, prompt), request, completions in zip(
+                pairs, requests, sampled, strict=True
+            )
+        ]
+        self.rollouts += len(pairs) * n
+        self.tokens += sum(len(c.ids) for completions in sampled for c in completions)
+        self.seconds["rollout"] += middle - start
+        self.seconds["reward"] += time.monotonic() - middle
+        return rollouts
+
+    def context(self, problem: Problem, prompt: str) -> list[int]:
+        """Token ids of a problem under a prompt, checked for length."""
+        try:
+            messages = self.task.render(problem)
+        except Exception as error:
+            raise TaskError(self._raised("render", problem, error)) from error
+        ids = self.chat.encode(messages, prompt)
+        if len(ids) > self.max_prompt_tokens:
+            raise ConfigError(
+                f"problem {problem.id!r} of task {self.task.name} takes {len(ids)} tokens with its "
+                f"system prompt, more than rollout.max_prompt_tokens = {self.max_prompt_tokens}: "
+                "raise it, or choose shorter problems or prompts"
+            )
+        return ids
+
+    def _scored(
+        self, problem: Problem, prompt: str, request: Request, completion: Completion
+    ) -> Rollout:
+        text = self.chat.decode(completion.ids)
+        try:
+            score = self.task.score(problem, text)
+        except Exception as error:
+            raise TaskError(self._raised("score", problem, error)) from error
+        if not 0.0 <= score.reward <= 1.0:
+            raise TaskError(
+                f"task {self.task.name} gave reward {score.reward} for problem {problem.id!r}: "
+                "rewards must be in [0, 1]"
+            )
+        return Rollout(problem, prompt, request.prompt_ids, completion, text, score)
+
+    def _raised(self, method: str, problem: Problem, error: Exception) -> str:
+        return (
+            f"task {self.task.name} raised in {method}() for problem {problem.id!r}: "
+            f"{type(error).__name__}: {error}"
         )
-    rollouts = []
-    batch = engine.generate(requests)
-    for (problem, prompt), request, completions in zip(pairs, requests, batch, strict=True):
-        scored = []
-        for completion in completions:
-            text = chat.decode(completion.ids)
-            try:
-                score = task.score(problem, text)
-            except Exception as error:
-                raise TaskError(_raised(task, "score", problem, error)) from error
-            if not 0.0 <= score.reward <= 1.0:
-                raise TaskError(
-                    f"task {task.name} gave reward {score.reward} for problem {problem.id!r}: "
-                    "rewards must be in [0, 1]"
-                )
-            scored.append(Rollout(problem, prompt, request.prompt_ids, completion, text, score))
-        rollouts.append(scored)
-    return rollouts
-
-
-def _raised(task: Task, method: str, problem: Problem, error: Exception) -> str:
-    return (
-        f"task {task.name} raised in {method}() for problem {problem.id!r}: "
-        f"{type(error).__name__}: {error}"
-    )

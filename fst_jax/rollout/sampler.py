@@ -1,0 +1,227 @@
+"""The in-process sampler: prefill each prompt once, then decode all its samples.
+
+A device batch is P prompts × N samples.  The prompts' keys and values are
+computed once, [L, P, S, Hkv, Dh], and read by all N samples; every sample adds
+its own, [L, P, N, S', Hkv, Dh].  Decoding is one jitted while-loop that ends as
+soon as every sample has stopped.
+
+Prompts are padded on the right and lengths come from a short list, so a run
+compiles a handful of programs and then none.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from fst_jax.models.attention import attention
+from fst_jax.models.decoder import Attend, Decoder
+
+NO_TOKEN = -1  # pads the table of stop ids
+_BLOCK = 256  # tokens per block of the two-level draw
+
+
+class Prompts(NamedTuple):
+    """One device batch of contexts and how to continue them."""
+
+    tokens: Int[Array, "P S"]
+    lengths: Int[Array, "P"]  # 0 for a padding prompt
+    limits: Int[Array, "P"]  # most tokens to generate
+    temperature: Float[Array, "P"]  # 0 is greedy
+    top_p: Float[Array, "P"]
+    top_k: Int[Array, "P"]  # 0 keeps all
+    stop_ids: Int[Array, "P K"]
+    seeds: Int[Array, "P"]
+
+
+class Samples(NamedTuple):
+    """What was generated, padded with zeros after `lengths`."""
+
+    tokens: Int[Array, "P N S"]
+    logprobs: Float[Array, "P N S"]
+    lengths: Int[Array, "P N"]
+    stopped: Bool[Array, "P N"]  # a stop id, not the limit, ended it
+
+
+@partial(jax.jit, static_argnames=("graphdef", "samples", "max_new", "truncated"))
+def generate(
+    params: Any, prompts: Prompts, *, graphdef: Any, samples: int, max_new: int, truncated: bool
+) -> Samples:
+    """Continue each prompt `samples` times by at most `max_new` tokens.
+
+    `truncated` compiles in top-k and top-p; without it, sampling has full support.
+    """
+    model: Decoder = nnx.merge(graphdef, params)
+    logits, prompt_cache = _prefill(model, prompts)
+    shape = (prompts.tokens.shape[0], samples)
+    logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
+    key, value = prompt_cache
+    cache_shape = (key.shape[0], *shape, max_new, *key.shape[-2:])
+    prompt_mask = jnp.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+    positions = jnp.repeat(prompts.lengths, samples)[:, None]
+
+    class Loop(NamedTuple):
+        step: Array
+        logits: Array
+        cache: tuple[Array, Array]
+        samples: Samples
+        done: Array
+
+    def unfinished(loop: Loop) -> Array:
+        return (loop.step < max_new) & ~jnp.all(loop.done)
+
+    def advance(loop: Loop) -> Loop:
+        i = loop.step
+        token, logprob = sample(loop.logits, prompts, i, truncated)
+        live = ~loop.done
+        stopped = live & jnp.any(token[..., None] == prompts.stop_ids[:, None], axis=-1)
+        old = loop.samples
+        new = Samples(
+            old.tokens.at[..., i].set(jnp.where(live, token, 0)),
+            old.logprobs.at[..., i].set(jnp.where(live, logprob, 0.0)),
+            old.lengths + live,
+            old.stopped | stopped,
+        )
+        done = loop.done | stopped | (new.lengths >= prompts.limits[:, None])
+        attend = _decode_attention(prompt_mask, i, shape)
+        cache = (*prompt_cache, *loop.cache)
+        hidden, fresh = model(token.reshape(-1, 1), positions + i, attend, cache)
+        generated = tuple(
+            jax.lax.dynamic_update_slice_in_dim(held, kv.reshape(held[:, :, :, :1].shape), i, 3)
+            for held, kv in zip(loop.cache, fresh, strict=True)
+        )
+        logits = model.logits(hidden).reshape(loop.logits.shape)
+        return Loop(i + 1, logits, generated, new, done)
+
+    empty = Samples(
+        jnp.zeros((*shape, max_new), jnp.int32),
+        jnp.zeros((*shape, max_new), jnp.float32),
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape, bool),
+    )
+    cache = (jnp.zeros(cache_shape, key.dtype), jnp.zeros(cache_shape, value.dtype))
+    done = jnp.broadcast_to((prompts.lengths == 0)[:, None], shape)
+    start = Loop(jnp.zeros((), jnp.int32), logits, cache, empty, done)
+    return jax.lax.while_loop(unfinished, advance, start).samples
+
+
+def _prefill(model: Decoder, prompts: Prompts) -> tuple[Float[Array, "P V"], tuple[Array, Array]]:
+    """Logits after each prompt, and the prompt's keys and values for every layer."""
+    index = jnp.arange(prompts.tokens.shape[1])
+    mask = (index[:, None] >= index)[None] & (index < prompts.lengths[:, None])[:, None]
+    positions = jnp.broadcast_to(index, prompts.tokens.shape)
+    hidden, cache = model(
+        prompts.tokens, positions, lambda q, k, v, _: (attention(q, k, v, mask), (k, v))
+    )
+    last = jnp.maximum(prompts.lengths - 1, 0)[:, None, None]
+    return model.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0]), cache
+
+
+def _decode_attention(
+    prompt_mask: Bool[Array, "P S"], step: Int[Array, ""], shape: tuple[int, int]
+) -> Attend:
+    """Attention of one new token over its prompt, its own past and itself.
+
+    The three parts share one softmax.  The prompt's part is a single product
+    for the N samples of a prompt: its keys are read once, not N times.
+    """
+    prompts, samples = shape
+
+    def attend(query: Array, key: Array, value: Array, cache: Any) -> tuple[Array, Any]:
+        prompt_key, prompt_value, past_key, past_value = cache
+        kv_heads, head_dim = key.shape[2:]
+        q = query.reshape(prompts, samples, kv_heads, -1, head_dim) * head_dim**-0.5
+        k = key.reshape(prompts, samples, 1, kv_heads, head_dim)
+        v = value.reshape(prompts, samples, 1, kv_heads, head_dim)
+
+        def scores(equation: str, keys: Array) -> Array:
+            return jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
+
+        floor = jnp.finfo(jnp.float32).min
+        to_prompt = jnp.where(
+            prompt_mask[:, None, None, None], scores("pnkgd,pskd->pnkgs", prompt_key), floor
+        )
+        past = jnp.arange(past_key.shape[2]) < step
+        to_past = jnp.where(past, scores("pnkgd,pnskd->pnkgs", past_key), floor)
+        to_self = scores("pnkgd,pnskd->pnkgs", k)
+        weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_past, to_self], -1), axis=-1)
+        weights = weights.astype(value.dtype)
+        split = (to_prompt.shape[-1], to_prompt.shape[-1] + to_past.shape[-1])
+        on_prompt, on_past, on_self = jnp.split(weights, split, axis=-1)
+        out = (
+            jnp.einsum("pnkgs,pskd->pnkgd", on_prompt, prompt_value)
+            + jnp.einsum("pnkgs,pnskd->pnkgd", on_past, past_value)
+            + jnp.einsum("pnkgs,pnskd->pnkgd", on_self, v)
+        )
+        return out.reshape(query.shape), (key, value)
+
+    return attend
+
+
+def sample(
+    logits: Float[Array, "P N V"], prompts: Prompts, step: Int[Array, ""], truncated: bool
+) -> tuple[Int[Array, "P N"], Float[Array, "P N"]]:
+    """Draw a token for each sample; its logprob is log_softmax(logits / T), never renormalised.
+
+    The draw depends on (seed, sample, step) alone.  T = 0 takes the most likely
+    token and reports its logprob at T = 1, as SGLang does.
+    """
+    greedy = prompts.temperature == 0
+    temperature = jnp.where(greedy, 1.0, prompts.temperature)
+    logprobs = jax.nn.log_softmax(logits / temperature[:, None, None], axis=-1)
+    allowed = keep_top(logprobs, prompts.top_p, prompts.top_k) if truncated else logprobs
+
+    def one(seed: Array, n: Array, scores: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), n), step)
+        return draw(key, scores)
+
+    per_sample = jax.vmap(one, in_axes=(None, 0, 0))
+    drawn = jax.vmap(per_sample, in_axes=(0, None, 0))(
+        prompts.seeds, jnp.arange(logits.shape[1]), allowed
+    )
+    token = jnp.where(greedy[:, None], jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+    return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+
+
+def draw(key: Array, logprobs: Float[Array, "V"]) -> Int[Array, ""]:
+    """An exact draw by inverting the cumulative distribution in two levels.
+
+    One uniform number picks a block of the vocabulary, a second a token within
+    it: two random numbers a token instead of the V of the Gumbel trick, and no
+    cumulative sum over a whole vocabulary.
+    """
+    size = logprobs.shape[0]
+    padded = jnp.pad(logprobs, (0, -size % _BLOCK), constant_values=-jnp.inf)
+    mass = jnp.exp(padded).reshape(-1, _BLOCK)
+    uniform = jax.random.uniform(key, (2,))
+    block = _invert(mass.sum(axis=-1), uniform[0])
+    return block * _BLOCK + _invert(mass[block], uniform[1])
+
+
+def _invert(mass: Float[Array, "M"], uniform: Float[Array, ""]) -> Int[Array, ""]:
+    """The index in which `uniform` · total falls; never one without mass."""
+    cumulative = jnp.cumsum(mass)
+    total = cumulative[-1]
+    point = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
+    return jnp.sum(cumulative <= point)
+
+
+def keep_top(
+    logprobs: Float[Array, "P N V"], top_p: Float[Array, "P"], top_k: Int[Array, "P"]
+) -> Float[Array, "P N V"]:
+    """-inf outside the top k tokens and outside the smallest set of mass ≥ top_p.
+
+    The most likely token always stays.
+    """
+    descending = -jnp.sort(-logprobs, axis=-1)
+    probabilities = jnp.exp(descending)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the likelier tokens
+    rank = jnp.arange(logprobs.shape[-1])
+    k = jnp.where(top_k > 0, top_k, logprobs.shape[-1])[:, None, None]
+    kept = ((before < top_p[:, None, None]) | (rank == 0)) & (rank < k)
+    threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logprobs >= threshold, logprobs, -jnp.inf)

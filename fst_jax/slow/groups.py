@@ -1,0 +1,67 @@
+"""Rollouts of a step to advantages: all G rollouts of a problem are one group.
+
+The prompts are mixed within a group, so that a rollout is also compared with
+those under other prompts (Algorithm 1 of the paper); `baseline: prompt` is its
+ablation, where each prompt's rollouts are compared among themselves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fst_jax.config import SlowSettings
+from fst_jax.rollout.rollouts import Rollout
+from fst_jax.slow.advantages import group_advantages
+from fst_jax.slow.packing import Sample
+
+
+def samples_of(groups: Sequence[Sequence[Rollout]], settings: SlowSettings) -> list[Sample]:
+    """Label every rollout with its advantage; `groups[p]` holds problem p's G rollouts."""
+    flat = [(p, rollout) for p, group in enumerate(groups) for rollout in group]
+    baseline: dict[tuple[int, str], int] = {}
+    ids = [
+        baseline.setdefault((p, r.prompt if settings.baseline == "prompt" else ""), len(baseline))
+        for p, r in flat
+    ]
+    rewards = np.array([rollout.score.reward for _, rollout in flat])
+    advantages, valid = group_advantages(
+        rewards, np.array(ids), settings.normalize_std, settings.normalize_batch
+    )
+    return [
+        Sample(
+            context_ids=rollout.context_ids,
+            ids=rollout.completion.ids,
+            logprobs=rollout.completion.logprobs,
+            temperature=rollout.completion.temperature,
+            group=p,
+            advantage=float(advantage),
+            valid=bool(has_variance),
+        )
+        for (p, rollout), advantage, has_variance in zip(flat, advantages, valid, strict=True)
+    ]
+
+
+def group_metrics(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+    """Reward statistics of a step; `zero_variance_groups` counts problems that teach nothing.
+
+    `reward_std_within_prompt` is the mean standard deviation of the rollouts of
+    a (problem, prompt) pair, `reward_std_across_prompts` that of the prompts'
+    mean rewards on a problem.
+    """
+    rewards = [[rollout.score.reward for rollout in group] for group in groups]
+    within, across = [], []
+    for group in groups:
+        by_prompt: dict[str, list[float]] = {}
+        for rollout in group:
+            by_prompt.setdefault(rollout.prompt, []).append(rollout.score.reward)
+        within += [float(np.std(own)) for own in by_prompt.values()]
+        across.append(float(np.std([np.mean(own) for own in by_prompt.values()])))
+    completions = [rollout.completion for group in groups for rollout in group]
+    return {
+        "reward_mean": float(np.mean([reward for group in rewards for reward in group])),
+        "reward_std_within_prompt": float(np.mean(within)),
+        "reward_std_across_prompts": float(np.mean(across)),
+        "zero_variance_groups": sum(max(group) == min(group) for group in rewards),
+        "response_tokens_mean": float(np.mean([len(c.ids) for c in completions])),
+        "truncated_fraction": float(np.mean([c.finish_reason == "length" for c in completions])),
+    }
