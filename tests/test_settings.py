@@ -43,7 +43,7 @@ def test_an_empty_file_gives_the_defaults(config_file):
 def test_values_of_every_type(config_file):
     path = config_file(
         "name: 007\nmodel: {dtype: bfloat16, chat_template: {enable_thinking: true}}\n"
-        "slow:\n  learning_rate: 1e-5\n  weight_decay: 0\n  row_tokens: 96\n  remat: &x\n"
+        "slow:\n  learning_rate: 1e-5\n  weight_decay: 0\n  remat: &x\n"
     )
     assert "slow.remat: unknown setting; did you mean model.remat?" in message(path)
     path = config_file(path.read_text().replace("  remat: &x\n", ""))
@@ -53,7 +53,6 @@ def test_values_of_every_type(config_file):
     assert config.model.chat_template == {"enable_thinking": True}
     assert config.slow.learning_rate == 1e-5
     assert type(config.slow.weight_decay) is float
-    assert config.slow.row_tokens == 96
 
 
 def test_unknown_keys_name_the_nearest_one_and_the_line(config_file):
@@ -83,7 +82,7 @@ def test_unknown_keys_name_the_nearest_one_and_the_line(config_file):
         ("name: null", "name: expected text, not null"),
         ("name: [a]", 'name: expected text, not ["a"]'),
         ("slow: {objective: ppo}", 'slow.objective: expected cispo, not "ppo"'),
-        ("slow: {row_tokens: x}", 'slow.row_tokens: expected a whole number or null, not "x"'),
+        ("task: {seed_prompt: [x]}", 'task.seed_prompt: expected text or null, not ["x"]'),
         ("parallel: {mesh: {data: x}}", "expected a mapping with a whole number for each name"),
         ("parallel: {mesh: 8}", "expected a mapping with a whole number for each name, not 8"),
         ("task: {options: {1: 2}}", "task.options: expected a mapping with any value"),

@@ -107,6 +107,7 @@ def shards_and_computes_alike() -> None:
     assert len(sharded[1]["embedding"][...].sharding.device_set) == 8
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(sharded), strict=True):
         np.testing.assert_allclose(one, eight, rtol=2e-3, atol=2e-5)
+    assert batch_sharding(mesh, axis=1).shard_shape((3, 8, 5)) == (3, 2, 5)
     assert jax.device_put(1.0, replicated(mesh)).sharding.is_fully_replicated
 
 
