@@ -75,6 +75,12 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp")))
 
 
+def whole_shards(rows: int, mesh: Mesh) -> int:
+    """`rows` rounded up so that every shard of a batch has equally many."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-rows // shards) * shards
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

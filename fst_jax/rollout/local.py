@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from fst_jax.errors import ConfigError
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import batch_sharding
+from fst_jax.parallel.sharding import batch_sharding, whole_shards
 from fst_jax.rollout.engine import Capabilities, Completion, Request
 from fst_jax.rollout.sampler import NO_TOKEN, Prompts, Samples, generate
 from fst_jax.shapes import bucket
@@ -118,9 +118,7 @@ class LocalEngine:
     def _rows(self, count: int, n: int) -> int:
         """Prompts in a device batch: full, or the next power of two for a short one."""
         full = max(1, self.batch_size // n)
-        rows = min(full, 1 << (count - 1).bit_length())
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return -(-rows // shards) * shards
+        return whole_shards(min(full, 1 << (count - 1).bit_length()), self.mesh)
 
     def _completions(self, request: Request, samples: Samples, row: int) -> list[Completion]:
         completions = []
@@ -136,8 +134,3 @@ class LocalEngine:
                 )
             )
         return completions
-
-    @property
-    def compiles(self) -> int:
-        """Programs compiled so far in this process."""
-        return generate._cache_size()

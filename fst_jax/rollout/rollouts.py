@@ -38,18 +38,23 @@ class Sampling:
     top_p: float = 1.0
 
 
-class Actor:
-    """The policy at work on a task: an engine, its chat format, and the reward.
+@dataclass
+class Spent:
+    """What rollouts have cost."""
 
-    Counts what it spends: `rollouts`, `tokens` generated, and `seconds` by phase.
-    """
+    rollouts: int = 0
+    tokens: int = 0  # generated
+    rollout_s: float = 0.0
+    reward_s: float = 0.0
+
+
+class Actor:
+    """The policy at work on a task: an engine, its chat format, and the reward."""
 
     def __init__(self, engine: Engine, chat: Chat, task: Task, max_prompt_tokens: int):
         self.engine, self.chat, self.task = engine, chat, task
         self.max_prompt_tokens = max_prompt_tokens
-        self.rollouts = 0
-        self.tokens = 0
-        self.seconds = {"rollout": 0.0, "reward": 0.0}
+        self._spent = Spent()
 
     def roll_out(
         self,
@@ -85,11 +90,16 @@ class Actor:
                 pairs, requests, sampled, strict=True
             )
         ]
-        self.rollouts += len(pairs) * n
-        self.tokens += sum(len(c.ids) for completions in sampled for c in completions)
-        self.seconds["rollout"] += middle - start
-        self.seconds["reward"] += time.monotonic() - middle
+        self._spent.rollouts += len(pairs) * n
+        self._spent.tokens += sum(len(c.ids) for completions in sampled for c in completions)
+        self._spent.rollout_s += middle - start
+        self._spent.reward_s += time.monotonic() - middle
         return rollouts
+
+    def take_spent(self) -> Spent:
+        """What was spent since the last call."""
+        spent, self._spent = self._spent, Spent()
+        return spent
 
     def context(self, problem: Problem, prompt: str) -> list[int]:
         """Token ids of a problem under a prompt, checked for length."""
@@ -106,10 +116,8 @@ class Actor:
             )
         return ids
 
-    def _scored(
-        self, problem: Problem, prompt: str, request: Request, completion: Completion
-    ) -> Rollout:
-        text = self.chat.decode(completion.ids)
+    def judge(self, problem: Problem, text: str) -> Score:
+        """The task's score of a text, checked."""
         try:
             score = self.task.score(problem, text)
         except Exception as error:
@@ -119,6 +127,13 @@ class Actor:
                 f"task {self.task.name} gave reward {score.reward} for problem {problem.id!r}: "
                 "rewards must be in [0, 1]"
             )
+        return score
+
+    def _scored(
+        self, problem: Problem, prompt: str, request: Request, completion: Completion
+    ) -> Rollout:
+        text = self.chat.decode(completion.ids.tolist())
+        score = self.judge(problem, text)
         return Rollout(problem, prompt, request.prompt_ids, completion, text, score)
 
     def _raised(self, method: str, problem: Problem, error: Exception) -> str:

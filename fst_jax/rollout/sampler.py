@@ -28,14 +28,14 @@ _BLOCK = 256  # tokens per block of the two-level draw
 class Prompts(NamedTuple):
     """One device batch of contexts and how to continue them."""
 
-    tokens: Int[Array, "P S"]
-    lengths: Int[Array, "P"]  # 0 for a padding prompt
-    limits: Int[Array, "P"]  # most tokens to generate
-    temperature: Float[Array, "P"]  # 0 is greedy
-    top_p: Float[Array, "P"]
-    top_k: Int[Array, "P"]  # 0 keeps all
-    stop_ids: Int[Array, "P K"]
-    seeds: Int[Array, "P"]
+    tokens: Int[Any, "P S"]
+    lengths: Int[Any, "P"]  # 0 for a padding prompt
+    limits: Int[Any, "P"]  # most tokens to generate
+    temperature: Float[Any, "P"]  # 0 is greedy
+    top_p: Float[Any, "P"]
+    top_k: Int[Any, "P"]  # 0 keeps all
+    stop_ids: Int[Any, "P K"]
+    seeds: Int[Any, "P"]
 
 
 class Samples(NamedTuple):
@@ -90,10 +90,12 @@ def generate(
         attend = _decode_attention(prompt_mask, i, shape)
         cache = (*prompt_cache, *loop.cache)
         hidden, fresh = model(token.reshape(-1, 1), positions + i, attend, cache)
-        generated = tuple(
-            jax.lax.dynamic_update_slice_in_dim(held, kv.reshape(held[:, :, :, :1].shape), i, 3)
-            for held, kv in zip(loop.cache, fresh, strict=True)
-        )
+
+        def append(held: Array, kv: Array) -> Array:
+            new = kv.reshape(*held.shape[:3], 1, *held.shape[4:])
+            return jax.lax.dynamic_update_slice_in_dim(held, new, i, axis=3)
+
+        generated = append(loop.cache[0], fresh[0]), append(loop.cache[1], fresh[1])
         logits = model.logits(hidden).reshape(loop.logits.shape)
         return Loop(i + 1, logits, generated, new, done)
 

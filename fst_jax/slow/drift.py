@@ -13,17 +13,27 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Float
 
+from fst_jax.parallel.sharding import batch_sharding
 from fst_jax.slow.logprobs import completion_states, in_chunks
 from fst_jax.slow.packing import Batch
 
 
-@partial(jax.jit, static_argnames=("graphdef", "head_chunk"))
 def drift(
+    params: Any, reference: Any, batch: Batch, *, graphdef: Any, mesh: Mesh, head_chunk: int
+) -> dict[str, float]:
+    """{kl_to_base, entropy}: means over the completion tokens of `batch`, in nats."""
+    placed = jax.device_put(batch, batch_sharding(mesh, axis=1))
+    measured = _drift(params, reference, placed, graphdef=graphdef, head_chunk=head_chunk)
+    return {name: float(value) for name, value in jax.device_get(measured).items()}
+
+
+@partial(jax.jit, static_argnames=("graphdef", "head_chunk"))
+def _drift(
     params: Any, reference: Any, batch: Batch, *, graphdef: Any, head_chunk: int
 ) -> dict[str, Float[Array, ""]]:
-    """{kl_to_base, entropy}: means over the completion tokens of `batch`, in nats."""
     model, base = nnx.merge(graphdef, params), nnx.merge(graphdef, reference)
 
     def per_token(states: Array, base_states: Array) -> tuple[Array, Array]:

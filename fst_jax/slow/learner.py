@@ -22,9 +22,8 @@ from jaxtyping import Float
 
 from fst_jax.config import SlowSettings
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import batch_sharding, replicated, shardings
+from fst_jax.parallel.sharding import batch_sharding, replicated, shardings, whole_shards
 from fst_jax.slow import kl
-from fst_jax.slow.drift import drift
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import OBJECTIVES
 from fst_jax.slow.packing import Batch
@@ -166,22 +165,10 @@ class Learner:
         self.state, metrics = self._train_step(self.state, self.reference, self._place(batch))
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
-    def drift(self, batch: Batch) -> dict[str, float]:
-        """How far θ is from the reference on a batch (see `drift.py`)."""
-        measured = drift(
-            self.params,
-            self.reference,
-            self._place(batch),
-            graphdef=self.graphdef,
-            head_chunk=self.settings.head_chunk,
-        )
-        return {name: float(value) for name, value in jax.device_get(measured).items()}
-
     @property
     def micro_batch_rows(self) -> int:
-        """Rows per micro-batch: as asked, rounded up so that every shard has some."""
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return -(-self.settings.micro_batch_rows // shards) * shards
+        """Rows per micro-batch: as asked, rounded up so that every shard has as many."""
+        return whole_shards(self.settings.micro_batch_rows, self.mesh)
 
     def _place(self, batch: Batch) -> Batch:
         return jax.device_put(batch, batch_sharding(self.mesh, axis=1))

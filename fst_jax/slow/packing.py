@@ -22,7 +22,7 @@ few programs and then none.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,23 +40,23 @@ class Sample:
     temperature: float
     group: int  # problem of the step; denominators are per group
     advantage: float
-    valid: bool  # its group has variance
+    valid: bool  # those it was compared with have variance
 
 
 class Batch(NamedTuple):
-    """Micro-batches of rows: M micro-batches, R rows each, T tokens, C targets."""
+    """M micro-batches of R rows with T tokens and C targets; NumPy on the host, then JAX."""
 
-    tokens: Int[np.ndarray, "M R T"]
-    positions: Int[np.ndarray, "M R T"]
-    segments: Int[np.ndarray, "M R T"]  # 0 padding, 1 context, 2… completions
-    predictor: Int[np.ndarray, "M R C"]
-    target: Int[np.ndarray, "M R C"]
-    behaviour: Float[np.ndarray, "M R C"]
-    temperature: Float[np.ndarray, "M R C"]
-    advantage: Float[np.ndarray, "M R C"]
-    policy_weight: Float[np.ndarray, "M R C"]  # groups with variance only; sums to 1 or 0
-    kl_weight: Float[np.ndarray, "M R C"]  # every group; sums to 1
-    token_weight: Float[np.ndarray, "M R C"]  # plain mean over tokens, for metrics; sums to 1
+    tokens: Int[Any, "M R T"]
+    positions: Int[Any, "M R T"]
+    segments: Int[Any, "M R T"]  # 0 padding, 1 context, 2… completions
+    predictor: Int[Any, "M R C"]
+    target: Int[Any, "M R C"]
+    behaviour: Float[Any, "M R C"]
+    temperature: Float[Any, "M R C"]
+    advantage: Float[Any, "M R C"]
+    policy_weight: Float[Any, "M R C"]  # groups with variance only; sums to 1 or 0
+    kl_weight: Float[Any, "M R C"]  # every group; sums to 1
+    token_weight: Float[Any, "M R C"]  # plain mean over tokens, for metrics; sums to 1
 
 
 def completions_per_row(samples_per_context: int, max_prompt: int, max_new: int) -> int:
@@ -85,10 +85,8 @@ def pack(samples: Sequence[Sample], per_row: int, micro_batch_rows: int) -> Batc
     targets = bucket(max(_tokens(row) for row in rows))
     count = -(-len(rows) // micro_batch_rows) * micro_batch_rows
 
-    group_tokens: dict[int, int] = {}
-    for sample in samples:
-        group_tokens[sample.group] = group_tokens.get(sample.group, 0) + len(sample.ids)
-    valid_groups = len({sample.group for sample in samples if sample.valid})
+    group_tokens = _group_tokens(samples)
+    valid_tokens = _group_tokens([sample for sample in samples if sample.valid])
     total_tokens = sum(group_tokens.values())
 
     def integers(width: int) -> np.ndarray:
@@ -122,9 +120,9 @@ def pack(samples: Sequence[Sample], per_row: int, micro_batch_rows: int) -> Batc
             behaviour[r, there] = sample.logprobs
             temperature[r, there] = sample.temperature
             advantage[r, there] = sample.advantage
-            share = 1.0 / group_tokens[sample.group]
-            kl_weight[r, there] = share / len(group_tokens)
-            policy_weight[r, there] = share / valid_groups if sample.valid else 0.0
+            kl_weight[r, there] = 1.0 / group_tokens[sample.group] / len(group_tokens)
+            if sample.valid:
+                policy_weight[r, there] = 1.0 / valid_tokens[sample.group] / len(valid_tokens)
             token_weight[r, there] = 1.0 / total_tokens
             start += size
             at += size
@@ -144,6 +142,13 @@ def _rows(samples: Sequence[Sample], per_row: int) -> list[list[Sample]]:
         for own in by_context.values()
         for start in range(0, len(own), per_row)
     ]
+
+
+def _group_tokens(samples: Sequence[Sample]) -> dict[int, int]:
+    totals: dict[int, int] = {}
+    for sample in samples:
+        totals[sample.group] = totals.get(sample.group, 0) + len(sample.ids)
+    return totals
 
 
 def _tokens(row: Sequence[Sample]) -> int:

@@ -1,0 +1,64 @@
+"""What --dry-run prints: the resolved config, the shapes, and the memory that they take."""
+
+import math
+
+import jax
+from flax import nnx
+
+from fst_jax.config import Config
+from fst_jax.models.decoder import Decoder
+from fst_jax.parts import Inputs
+from fst_jax.settings import to_yaml
+from fst_jax.shapes import bucket
+from fst_jax.slow.packing import completions_per_row
+
+FLOAT32 = 4
+
+
+def describe(config: Config, inputs: Inputs) -> str:
+    """The text of a dry run; loads no weights and compiles nothing."""
+    model, rollout = inputs.model, config.rollout
+    shapes = nnx.eval_shape(lambda: nnx.state(Decoder(model, rngs=nnx.Rngs(0))))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    dtype_bytes = 2 if config.model.dtype == "bfloat16" else FLOAT32
+    kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype_bytes
+
+    each = rollout.group_size // config.population
+    per_row = completions_per_row(each, rollout.max_prompt_tokens, rollout.max_new_tokens)
+    rows = rollout.problems_per_step * rollout.group_size // per_row
+    row_tokens = bucket(rollout.max_prompt_tokens + per_row * rollout.max_new_tokens)
+    prompts = max(1, rollout.batch_size // each)
+    prompt_tokens, new_tokens = bucket(rollout.max_prompt_tokens), bucket(rollout.max_new_tokens)
+    kv = kv_token * prompts * (prompt_tokens + each * new_tokens)
+    head = config.slow.head_chunk * model.vocab_size * FLOAT32
+
+    copies = {"parameters": count * FLOAT32}
+    if config.slow.enabled:
+        copies |= {"reference": count * FLOAT32, "optimizer": 2 * count * FLOAT32}
+        copies |= {"gradients": count * FLOAT32, "one chunk of logits": head}
+    copies |= {f"KV cache, {prompts} prompts × {each} samples": kv}
+    lines = [
+        to_yaml(config).rstrip(),
+        "",
+        f"model: {model.family}, {count / 1e6:.1f} M parameters, {model.num_layers} layers",
+        f"task: {inputs.task.name}, {len(inputs.task.problems('train'))} train and "
+        f"{len(inputs.task.problems('test'))} test problems",
+        f"mesh: {dict(inputs.mesh.shape)}",
+        "",
+        f"a step: {rollout.problems_per_step} problems × {rollout.group_size} rollouts, "
+        f"{each} under each of {config.population} prompts",
+        f"training rows: {rows} of up to {row_tokens} tokens, one context and {per_row} "
+        f"completion(s) each, in micro-batches of {config.slow.micro_batch_rows}",
+        "",
+        "memory over all devices, activations apart:",
+        *(f"  {name:<40}{size / 2**30:9.2f} GiB" for name, size in copies.items()),
+        f"  {'sum':<40}{sum(copies.values()) / 2**30:9.2f} GiB",
+        "",
+        "programs to compile, once for each length that occurs (32, 48, 64, 96, 128, …):",
+        f"  sampling for groups (n = {each})"
+        + (", for fast rounds (n = 1)" if config.fast.enabled else "")
+        + " and for evaluation",
+        *(["  the train step"] if config.slow.enabled else []),
+        "  drift from the base, for evaluation",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""python -m fst_jax.evaluate: held-out reward and drift, for weights × contexts.
+
+    python -m fst_jax.evaluate --config runs/quickstart/config.yaml
+
+Given the config of a run, evaluates {base, trained} weights × {none, seed, pool}
+contexts: where does the gain live, in θ, in Φ, or in the pair?  Given any other
+config, evaluates its model without a prompt and under the seed prompt.
+
+Per context: mean@k and best@k over k samples of each problem, and the exact
+KL(π_θ ‖ π_base) per token on those samples (the paper leaves its estimator
+open).  Under the pool, each problem's samples are spread over its prompts.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from fst_jax.config import Config
+from fst_jax.fast.pool import Pool
+from fst_jax.parallel.sharding import whole_shards
+from fst_jax.parts import Inputs, load_weights, make_actor, read_inputs
+from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
+from fst_jax.run_folder import RunFolder
+from fst_jax.settings import command, load
+from fst_jax.slow.drift import drift
+from fst_jax.slow.packing import Sample, completions_per_row, pack
+from fst_jax.tracking import ConsoleTracker
+
+
+class Evaluator:
+    """Held-out problems of a run, always the same ones with the same seeds.
+
+    So two evaluations of a run differ in weights and prompts alone.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, actor: Actor, graphdef: Any, base: Any):
+        """`base` are the parameters that drift is measured from."""
+        self._config, self._mesh, self._actor = config, inputs.mesh, actor
+        self._graphdef, self._base = graphdef, base
+        test = inputs.task.problems("test")
+        self._problems = [test[i] for i in range(min(config.eval.problems, len(test)))]
+
+    def __call__(self, params: Any, prompts: Sequence[str]) -> dict[str, Any]:
+        """mean@k, best@k, KL to base and entropy of `params`, which the engine serves."""
+        settings, rollout, k = self._config.eval, self._config.rollout, self._config.eval.samples
+        spread = math.gcd(k, len(prompts))  # prompts per problem; which ones rotates
+        pairs = [
+            (problem, prompts[(i * spread + j) % len(prompts)])
+            for i, problem in enumerate(self._problems)
+            for j in range(spread)
+        ]
+        groups = self._actor.roll_out(
+            pairs,
+            k // spread,
+            Sampling(rollout.max_new_tokens, settings.temperature, settings.top_p),
+            np.random.default_rng([self._config.seed, len(pairs)]),
+        )
+        rewards = np.array([r.score.reward for group in groups for r in group]).reshape(-1, k)
+        per_row = completions_per_row(
+            k // spread, rollout.max_prompt_tokens, rollout.max_new_tokens
+        )
+        batch = pack(
+            [_unlabelled(rollout) for group in groups for rollout in group],
+            per_row,
+            whole_shards(self._config.slow.micro_batch_rows, self._mesh),
+        )
+        return {
+            "task": self._actor.task.name,
+            "mean_at_k": float(rewards.mean()),
+            "best_at_k": float(rewards.max(axis=1).mean()),
+            "k": k,
+            "n": rewards.size,
+            **drift(
+                params,
+                self._base,
+                batch,
+                graphdef=self._graphdef,
+                mesh=self._mesh,
+                head_chunk=self._config.slow.head_chunk,
+            ),
+        }
+
+
+def _unlabelled(rollout: Rollout) -> Sample:
+    done = rollout.completion
+    return Sample(rollout.context_ids, done.ids, done.logprobs, done.temperature, 0, 0.0, False)
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate a run's quadrants, or a model, and print a line for each context."""
+    config, _ = load(arguments, "evaluate", __doc__ or "")
+    inputs = read_inputs(config)
+    run = RunFolder.of(config)
+    base = load_weights(config, inputs)
+    actor = make_actor(config, inputs, base)
+    weights = {"base": nnx.state(base)}
+    if (run.export / "config.json").is_file():
+        weights["trained"] = nnx.state(load_weights(config, inputs, run.export))
+    contexts = {"none": [""], "seed": [inputs.task.seed_prompt]}
+    pool = newest_pool(run.pool)
+    if pool is not None:
+        contexts["pool"] = [prompt.text for prompt in pool.active_prompts]
+    evaluator = Evaluator(config, inputs, actor, nnx.graphdef(base), weights["base"])
+    tracker = ConsoleTracker(steps=0)
+    for version, (name, params) in enumerate(weights.items()):
+        for context, prompts in contexts.items():
+            actor.engine.update_weights(params, version)
+            values = evaluator(params, prompts)
+            tracker.log("eval", version, {"weights": name, "context": context, **values})
+
+
+def newest_pool(folder: Path) -> Pool | None:
+    """The pool file of the latest step, if there is one."""
+    files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
+    return Pool.load(files[-1]) if files else None
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

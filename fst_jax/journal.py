@@ -1,0 +1,195 @@
+"""What a run leaves behind: metrics, pool files, samples, checkpoints, export.
+
+The same config in the same folder goes on from the newest checkpoint; lines of
+metrics.jsonl written after it are cut off and written again.  All random
+numbers of a run are functions of (seed, purpose, step), so `Progress` and the
+learner's state are everything there is to save.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+
+from fst_jax.config import Config
+from fst_jax.fast.evolve import EvolveReport
+from fst_jax.fast.pool import Pool
+from fst_jax.models.huggingface import save_model
+from fst_jax.parts import Inputs
+from fst_jax.rollout.rollouts import Rollout, Spent
+from fst_jax.run_folder import RunFolder
+from fst_jax.slow.learner import Learner, LearnerState
+from fst_jax.state import Checkpoints
+from fst_jax.tracking import ConsoleTracker, JsonlTracker, Trackers, extra_trackers
+
+SAMPLED_PROBLEMS = 2  # problems per step whose rollouts are written to samples/
+
+
+@dataclass
+class Totals:
+    """What a run has spent so far."""
+
+    rollouts: int = 0  # of RL groups
+    evolve_rollouts: int = 0  # of fast rounds: minibatches, anchors, carried prompts
+    reflection_calls: int = 0
+    tokens_generated: int = 0
+    tokens_trained: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a run stands, apart from θ: JSON-able."""
+
+    pool: Pool
+    step: int = 0  # RL steps done
+    finished: bool = False
+    totals: Totals = field(default_factory=Totals)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pool": self.pool.to_json(),
+            "step": self.step,
+            "finished": self.finished,
+            "totals": asdict(self.totals),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Progress":
+        return Progress(
+            Pool.from_json(data["pool"], "the checkpoint's pool"),
+            data["step"],
+            data["finished"],
+            Totals(**data["totals"]),
+        )
+
+
+class Journal:
+    """The open run folder of one process."""
+
+    def __init__(self, config: Config, inputs: Inputs, learner: Learner | None):
+        """Create the folder or go on in it: restores θ into `learner`, and `progress`.
+
+        Raises:
+          RunError: the folder belongs to another config or cannot be used.
+        """
+        self._config, self._inputs, self._learner = config, inputs, learner
+        self.folder = RunFolder.of(config)
+        self.folder.create(config)
+        self._checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep)
+        seed_prompt = inputs.task.seed_prompt
+        self.progress = Progress(Pool.start(seed_prompt, config.population, config.seed))
+        saved = self._checkpoints.restore(self._arrays())
+        offset, elapsed_s = 0, 0.0
+        if saved is not None:
+            self.progress = Progress.from_json(saved.host["progress"])
+            offset, elapsed_s = saved.host["metrics_offset"], saved.host["elapsed_s"]
+            if learner is not None:
+                learner.state = LearnerState(*saved.arrays)
+        self.resumed = saved is not None
+        self._drop_later_files()
+        self._metrics = JsonlTracker(self.folder.metrics, offset, elapsed_s)
+        self._trackers = Trackers(
+            [
+                self._metrics,
+                ConsoleTracker(config.train.steps),
+                *extra_trackers(config, self.folder.path, asdict(config), self.progress.step),
+            ]
+        )
+
+    def log(self, event: str, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl for the current step, and its copies elsewhere."""
+        self._trackers.log(event, self.progress.step, values)
+
+    def fast_round(self, report: EvolveReport, spent: Spent, seconds: float) -> None:
+        """Record a fast round: its event, and pool/<step>.json, Φ from this step on."""
+        totals = self.progress.totals
+        totals.evolve_rollouts += spent.rollouts
+        totals.tokens_generated += spent.tokens
+        totals.reflection_calls += report.reflection_calls
+        values = {name: value for name, value in vars(report).items() if name != "rollouts"}
+        cycle = self.progress.step // self._config.fast.cycle_steps
+        self.log("evolve", {"cycle": cycle, **values, "seconds": seconds})
+        self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
+
+    def slow_step(
+        self,
+        groups: Sequence[Sequence[Rollout]],
+        metrics: dict[str, float],
+        spent: Spent,
+        seconds: dict[str, float],
+        compiles: int,
+    ) -> None:
+        """Record one RL step: its event, and samples/<step>.jsonl."""
+        totals, trained = (
+            self.progress.totals,
+            sum(len(rollout.completion.ids) for group in groups for rollout in group),
+        )
+        totals.rollouts += spent.rollouts
+        totals.tokens_generated += spent.tokens
+        totals.tokens_trained += trained
+        self.log(
+            "step",
+            {
+                **metrics,
+                "rollouts_total": totals.rollouts,
+                "evolve_rollouts_total": totals.evolve_rollouts,
+                "reflection_calls_total": totals.reflection_calls,
+                "tokens_generated": spent.tokens,
+                "tokens_trained": trained,
+                "seconds": {"rollout": spent.rollout_s, "reward": spent.reward_s, **seconds},
+                "compiles": compiles,
+                "weight_version": self.progress.step,
+            },
+        )
+        lines = [
+            json.dumps(_sample(rollout), ensure_ascii=False) + "\n"
+            for group in groups[:SAMPLED_PROBLEMS]
+            for rollout in group
+        ]
+        path = self.folder.samples / f"{self.progress.step}.jsonl"
+        path.write_text("".join(lines), encoding="utf-8")
+
+    def checkpoint(self) -> None:
+        """Save everything a resumed run needs, and θ as a Hugging Face folder in export/."""
+        host = {
+            "progress": self.progress.to_json(),
+            "metrics_offset": self._metrics.offset,
+            "elapsed_s": self._metrics.elapsed_s,
+        }
+        self._checkpoints.save(self.progress.step, self._arrays(), host)
+        if self._learner is not None:
+            save_model(
+                self.folder.export, self._learner.params, self._inputs.model, self._inputs.folder
+            )
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._checkpoints.close()
+        self._trackers.close()
+
+    def _arrays(self) -> Any:
+        """The sharded state; a frozen model has none but must not be an empty tree."""
+        return tuple(self._learner.state) if self._learner else (jnp.zeros(()),)
+
+    def _drop_later_files(self) -> None:
+        """Remove pool and sample files of steps that the resumed run will do again."""
+        for folder in (self.folder.pool, self.folder.samples):
+            for path in folder.glob("*.json*"):
+                if not path.stem.isdigit() or int(path.stem) > self.progress.step:
+                    path.unlink()
+
+
+def _sample(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "problem": rollout.problem.id,
+        "question": rollout.problem.question,
+        "answer": rollout.problem.answer,
+        "prompt": rollout.prompt,
+        "text": rollout.text,
+        "reward": rollout.score.reward,
+        "category": rollout.score.category,
+        "feedback": rollout.score.feedback,
+    }

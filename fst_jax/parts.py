@@ -1,0 +1,109 @@
+"""The parts of a run, built and checked from its config before anything is written.
+
+Commands share this: `train` and `evaluate` differ in what they do with the
+parts, not in how they come to be.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from fst_jax.config import Config
+from fst_jax.errors import ConfigError
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.decoder import Decoder
+from fst_jax.models.folder import load_config, load_tokenizer, resolve
+from fst_jax.models.huggingface import load_model
+from fst_jax.parallel.mesh import make_mesh
+from fst_jax.parallel.sharding import spec
+from fst_jax.rollout.chat import Chat
+from fst_jax.rollout.local import LocalEngine
+from fst_jax.rollout.rollouts import Actor
+from fst_jax.slow.learner import Learner
+from fst_jax.tasks.registry import load_task
+from fst_jax.tasks.task import Task
+
+CHECKED_PROBLEMS = 128  # contexts measured before a run starts; later ones are checked as they come
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user supplied, read and checked; no weights are loaded yet."""
+
+    folder: Path  # the model's
+    model: ModelConfig
+    chat: Chat
+    task: Task
+    mesh: Mesh
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Read everything that a config names and that may be wrong.
+
+    Raises:
+      UserError: of the kind that fits, with one message.
+    """
+    folder = resolve(config.model.path)
+    model = load_config(folder)
+    chat = Chat(load_tokenizer(folder), config.model.chat_template, _stop_ids(folder))
+    total = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    if total > model.max_position_embeddings:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens = {total} exceed the context of "
+            f"{folder.name}, {model.max_position_embeddings} tokens: lower one of them"
+        )
+    mesh = make_mesh(config.parallel)
+    return Inputs(folder, model, chat, load_task(config.task), mesh)
+
+
+def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> Decoder:
+    """The decoder with float32 parameters, each placed on the mesh by its rule.
+
+    `folder` names other weights of the same architecture: a run's export.
+    """
+
+    def place(path: str, value: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(inputs.mesh, spec(path, value.shape, inputs.mesh))
+        return jax.device_put(value, sharding)
+
+    return load_model(
+        folder or inputs.folder,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=jnp.float32,
+        remat=config.model.remat,
+        place=place,
+    )
+
+
+def make_actor(config: Config, inputs: Inputs, model: Decoder) -> Actor:
+    """The policy at work; checked on the first problems of both splits.
+
+    Raises:
+      UserError: a context is too long, or the task raises.
+    """
+    engine = LocalEngine(model, inputs.mesh, config.rollout.batch_size)
+    actor = Actor(engine, inputs.chat, inputs.task, config.rollout.max_prompt_tokens)
+    for problems in (inputs.task.problems("train"), inputs.task.problems("test")):
+        for i in range(min(len(problems), CHECKED_PROBLEMS)):
+            actor.context(problems[i], inputs.task.seed_prompt)
+        actor.judge(problems[0], "")
+    return actor
+
+
+def make_learner(config: Config, inputs: Inputs, model: Decoder) -> Learner | None:
+    """The slow weights' learner, or None where they stay frozen."""
+    return Learner(model, config.slow, inputs.mesh) if config.slow.enabled else None
+
+
+def _stop_ids(folder: Path) -> list[int]:
+    """End-of-sequence ids of generation_config.json, if there is one."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return []
+    eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]

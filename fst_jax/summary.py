@@ -1,0 +1,63 @@
+"""What a finished run says at its end: where the gain lives, and the prompts that were evolved."""
+
+import json
+from typing import Any
+
+from fst_jax.config import Config
+from fst_jax.fast.pool import Pool
+from fst_jax.run_folder import RunFolder
+
+COLUMN = 16
+
+
+def print_summary(folder: RunFolder, config: Config, pool: Pool, finished: bool) -> None:
+    """Print the four quadrants, the seed beside the evolved prompts, and where the files are."""
+    print()
+    if not finished:
+        print(f"stopped after step {pool_step(folder)} of {config.train.steps}; to go on:")
+        print(f"  python -m fst_jax.train --config {folder.config}")
+        return
+    evaluations = [event for event in _events(folder) if event["event"] == "eval"]
+    print("\n".join(quadrants(evaluations)))
+    if config.fast.enabled:
+        print("\nseed prompt\n" + _indented(pool.seed.text))
+        for rank, prompt in enumerate({p.id: p for p in pool.active_prompts}.values(), start=1):
+            source = "the seed itself" if prompt.origin == "seed" else f"by {prompt.origin}"
+            print(f"\nprompt {rank} ({source}, {prompt.mean_score:.3f} on its anchors)")
+            print(_indented(prompt.text))
+    print(f"\nrun folder: {folder.path}")
+
+
+def quadrants(evaluations: list[dict[str, Any]]) -> list[str]:
+    """A table of held-out reward, {base, trained} weights × {seed, pool} context."""
+    newest = {(event["weights"], event["context"]): event for event in evaluations}
+    first = evaluations[0]
+    problems = first["n"] // first["k"]
+    lines = [
+        f"held-out reward: mean@{first['k']} over {problems} problems, {first['n']} rollouts each",
+        f"{'':{COLUMN}}{'seed prompt':>{COLUMN}}{'evolved prompts':>{COLUMN}}",
+    ]
+    for weights in ("base", "trained"):
+        row = [newest.get((weights, context)) for context in ("seed", "pool")]
+        if any(row):
+            cells = "".join(f"{_cell(event):>{COLUMN}}" for event in row)
+            lines.append(f"{weights + ' weights':{COLUMN}}{cells}")
+    return lines
+
+
+def _cell(event: dict[str, Any] | None) -> str:
+    return "–" if event is None else f"{event['mean_at_k']:.3f}"
+
+
+def pool_step(folder: RunFolder) -> int:
+    """The last step that metrics.jsonl holds."""
+    return max((event["step"] for event in _events(folder)), default=0)
+
+
+def _events(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = folder.metrics.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

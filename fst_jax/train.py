@@ -1,0 +1,198 @@
+"""python -m fst_jax.train: Fast-Slow Training, Algorithm 1 of the paper.
+
+    python -m fst_jax.train                                   configs/quickstart.yaml
+    python -m fst_jax.train --config FILE --section.field VALUE …
+
+Every T steps a fast round evolves the pool of prompts Φ under the current
+weights; every step samples G rollouts of each problem, G/K under each prompt,
+and moves the weights θ with advantages over the whole group.  `slow.enabled`
+and `fast.enabled` switch either half off.  Running the same command again
+resumes.
+"""
+
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from fst_jax.compiles import compiles
+from fst_jax.config import Config
+from fst_jax.dry_run import describe
+from fst_jax.evaluate import Evaluator
+from fst_jax.fast.evolve import EvolveReport, evolve
+from fst_jax.fast.pool import Pool
+from fst_jax.fast.reflect import Reflector, reflector_for
+from fst_jax.fast.validate import Validator
+from fst_jax.interrupt import StopRequest
+from fst_jax.journal import Journal
+from fst_jax.parts import load_weights, make_actor, make_learner, read_inputs
+from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
+from fst_jax.run_folder import RunFolder
+from fst_jax.settings import command, load
+from fst_jax.slow.groups import group_metrics, samples_of
+from fst_jax.slow.learner import Learner
+from fst_jax.slow.packing import completions_per_row, pack
+from fst_jax.summary import print_summary
+from fst_jax.tasks.order import ProblemOrder
+from fst_jax.tasks.task import Problem
+
+
+def train(config: Config) -> None:
+    """Run Algorithm 1 from where the run folder stands to `train.steps`."""
+    RunFolder.of(config).check(config)
+    inputs = read_inputs(config)
+    model = load_weights(config, inputs)
+    learner = make_learner(config, inputs, model)  # θ
+    base = learner.reference if learner else nnx.state(model)  # θ0
+    actor = make_actor(config, inputs, model)  # y ~ π_θ(·|x,φ) and r(x,y)
+    reflector = reflector_for(config.fast, inputs.chat.count)  # π_ref
+    validator = Validator(
+        inputs.chat.count, inputs.chat.control_tokens, config.fast.max_prompt_tokens
+    )
+    evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
+    problems, per_step = inputs.task.problems("train"), config.rollout.problems_per_step
+    order = ProblemOrder(problems, per_step, config.seed)  # D
+    journal = Journal(config, inputs, learner)
+    progress = journal.progress  # the step, and Φ = {φ_seed} at first
+
+    def weights() -> Any:
+        return learner.params if learner else base
+
+    def held_out(params: Any, name: str, context: str) -> None:
+        prompts = [inputs.task.seed_prompt] if context == "seed" else texts(progress.pool)
+        actor.engine.update_weights(params, progress.step)
+        journal.log("eval", {"weights": name, "context": context, **evaluator(params, prompts)})
+        actor.take_spent()
+
+    with StopRequest() as stop:
+        if not journal.resumed:
+            held_out(base, "base", "seed")
+        while progress.step < config.train.steps and not stop.requested:
+            step, evolve_s = progress.step, 0.0
+            sync_s = sync(actor, weights(), step)
+
+            if config.fast.enabled and step % config.fast.cycle_steps == 0:
+                anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
+                start = time.monotonic()
+                progress.pool, report = fast_round(  # Φ_c → Φ_c+1, anchored on L_c
+                    config, actor, progress.pool, anchors, reflector, validator, step
+                )
+                evolve_s = time.monotonic() - start
+                journal.fast_round(report, actor.take_spent(), evolve_s)
+
+            if learner:
+                groups = sample_groups(config, actor, order.minibatch(step), progress.pool, step)
+                start = time.monotonic()
+                metrics = slow_step(config, learner, groups)  # one CISPO step on θ
+                seconds = {"train": time.monotonic() - start, "sync": sync_s, "evolve": evolve_s}
+                progress.step += 1
+                journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
+            else:
+                progress.step += 1
+            if due(progress.step, config.eval.every, config.train.steps):
+                held_out(weights(), "trained", "seed")
+                if config.fast.enabled:
+                    held_out(weights(), "trained", "pool")
+            if due(progress.step, config.checkpoint.every, config.train.steps):
+                journal.checkpoint()
+
+        if progress.step == config.train.steps and not progress.finished:
+            for name, params in (("base", base), ("trained", weights())):
+                if name == "trained" and learner:
+                    held_out(params, name, "seed")
+                if config.fast.enabled and (name == "base" or learner):
+                    held_out(params, name, "pool")
+            progress.finished = True
+        journal.checkpoint()
+    journal.close()
+    print_summary(journal.folder, config, progress.pool, progress.finished)
+
+
+def sync(actor: Actor, params: Any, version: int) -> float:
+    """Serve the newest θ; returns the seconds that it took."""
+    start = time.monotonic()
+    actor.engine.update_weights(params, version)
+    return time.monotonic() - start
+
+
+def sample_groups(
+    config: Config, actor: Actor, problems: Sequence[Problem], pool: Pool, step: int
+) -> list[list[Rollout]]:
+    """G rollouts of each problem, G/K under each of the K prompts: one group a problem."""
+    each = config.rollout.group_size // config.population
+    pairs = [(problem, prompt) for problem in problems for prompt in texts(pool)]
+    sampled = actor.roll_out(pairs, each, training(config), generator(config, "groups", step))
+    rollouts = [rollout for of_pair in sampled for rollout in of_pair]
+    size = config.rollout.group_size
+    return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+
+
+def slow_step(
+    config: Config, learner: Learner, groups: Sequence[Sequence[Rollout]]
+) -> dict[str, float]:
+    """Advantages over each group, then one update of θ."""
+    per_row = completions_per_row(
+        config.rollout.group_size // config.population,
+        config.rollout.max_prompt_tokens,
+        config.rollout.max_new_tokens,
+    )
+    batch = pack(samples_of(groups, config.slow), per_row, learner.micro_batch_rows)
+    return group_metrics(groups) | learner.step(batch)
+
+
+def fast_round(
+    config: Config,
+    actor: Actor,
+    pool: Pool,
+    anchors: Sequence[Problem],
+    reflector: Reflector,
+    validator: Validator,
+    step: int,
+) -> tuple[Pool, EvolveReport]:
+    """One light GEPA round under the current θ: from Φ_c to the K prompts of Φ_c+1."""
+    rng = generator(config, "evolve", step)
+
+    def roll_out(pairs: Sequence[tuple[Problem, str]]) -> list[Rollout]:
+        return [only for (only,) in actor.roll_out(pairs, 1, training(config), rng)]
+
+    return evolve(
+        pool, anchors, roll_out, reflector, validator, config.fast, step, weight_version=step
+    )
+
+
+def texts(pool: Pool) -> list[str]:
+    """The K prompts of Φ."""
+    return [prompt.text for prompt in pool.active_prompts]
+
+
+def training(config: Config) -> Sampling:
+    """Full support at the training temperature, so that importance ratios are unbiased."""
+    return Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
+
+
+def generator(config: Config, purpose: str, step: int) -> np.random.Generator:
+    """The random numbers of one purpose in one step; no state to save."""
+    return np.random.default_rng([config.seed, zlib.crc32(purpose.encode()), step])
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something done every so many steps is done now; the end has its own."""
+    return every > 0 and step % every == 0 and step < steps
+
+
+def main(arguments: list[str]) -> None:
+    """Train, or with --dry-run say what would be done."""
+    flags = {"dry-run": "Check everything, print config, shapes and memory, and stop."}
+    config, given = load(arguments, "train", __doc__ or "", flags=flags)
+    if "dry-run" in given:
+        print(describe(config, read_inputs(config)))
+    else:
+        train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
