@@ -1,0 +1,152 @@
+"""Packed rows hold every sample once, and weights whose denominators are the whole batch's."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fst_jax.shapes import bucket
+from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
+
+CONTEXTS = [(1,), (5, 6, 7), (5, 6, 8), tuple(range(40))]
+
+
+COUNTS = {"count": st.integers(1, 14), "seed": st.integers(0, 2**32)}
+ROWS = {"per_row": st.integers(1, 4), "micro_batch_rows": st.integers(1, 5)}
+
+
+def random_samples(count: int, seed: int) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(count):
+        size = int(rng.integers(1, 9))
+        samples.append(
+            Sample(
+                context_ids=CONTEXTS[rng.integers(len(CONTEXTS))],
+                ids=rng.integers(10, 99, size).astype(np.int32),
+                logprobs=rng.normal(size=size).astype(np.float32),
+                temperature=float(rng.choice([0.5, 1.0])),
+                group=int(rng.integers(3)),
+                advantage=float(np.float32(rng.normal())),
+                valid=bool(rng.random() < 0.6),
+            )
+        )
+    return samples
+
+
+def unpack(batch: Batch) -> list[tuple]:
+    """Every completion as a reader of the layout finds it."""
+    found = []
+    rows = Batch(*(x.reshape(-1, x.shape[-1]) for x in batch))
+    for r in range(len(rows.tokens)):
+        tokens, segments, positions = rows.tokens[r], rows.segments[r], rows.positions[r]
+        context = np.flatnonzero(segments == 1)
+        np.testing.assert_array_equal(positions[context], np.arange(len(context)))
+        used = np.count_nonzero(segments)
+        assert not segments[used:].any() and not tokens[used:].any()
+        at = 0
+        for segment in range(2, segments.max() + 1):
+            places = np.flatnonzero(segments == segment)
+            size = len(places)
+            np.testing.assert_array_equal(positions[places], len(context) + np.arange(size))
+            here = slice(at, at + size)
+            np.testing.assert_array_equal(rows.predictor[r, here], [len(context) - 1, *places[:-1]])
+            np.testing.assert_array_equal(rows.target[r, here], tokens[places])
+            found.append(
+                (
+                    tuple(tokens[context].tolist()),
+                    tuple(tokens[places].tolist()),
+                    tuple(rows.behaviour[r, here].tolist()),
+                    *(
+                        tuple(np.unique(getattr(rows, name)[r, here]).tolist())
+                        for name in (
+                            "temperature",
+                            "advantage",
+                            "policy_weight",
+                            "kl_weight",
+                            "token_weight",
+                        )
+                    ),
+                )
+            )
+            at += size
+        for name in ("policy_weight", "kl_weight", "token_weight"):
+            assert not getattr(rows, name)[r, at:].any()
+        assert np.all(rows.temperature[r, at:] == 1)
+    return found
+
+
+def expected(samples: list[Sample]) -> list[tuple]:
+    """The same, from the definition: mean over a problem's tokens, then over problems."""
+
+    def tokens(members: list[Sample]) -> int:
+        return sum(len(s.ids) for s in members)
+
+    problems = {s.group: [t for t in samples if t.group == s.group] for s in samples}
+    teaching = {g: [s for s in own if s.valid] for g, own in problems.items()}
+    teaching = {g: own for g, own in teaching.items() if own}
+    return [
+        (
+            s.context_ids,
+            tuple(s.ids.tolist()),
+            tuple(s.logprobs.tolist()),
+            (s.temperature,),
+            (s.advantage,),
+            (np.float32(1 / len(teaching) / tokens(teaching[s.group]) if s.valid else 0),),
+            (np.float32(1 / len(problems) / tokens(problems[s.group])),),
+            (np.float32(1 / tokens(samples)),),
+        )
+        for s in samples
+    ]
+
+
+@settings(deadline=None)
+@given(**COUNTS, **ROWS)
+def test_every_sample_is_there_once(count, seed, per_row, micro_batch_rows):
+    samples = random_samples(count, seed)
+    batch = pack(samples, per_row, micro_batch_rows)
+    found, wanted = sorted(unpack(batch)), sorted(expected(samples))
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one[:5] == other[:5]
+        np.testing.assert_allclose(one[5:], other[5:], rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(**COUNTS, **ROWS)
+def test_weights_sum_to_one_and_shapes_are_bucketed(count, seed, per_row, micro_batch_rows):
+    samples = random_samples(count, seed)
+    batch = pack(samples, per_row, micro_batch_rows)
+    assert batch.kl_weight.sum() == pytest.approx(1, abs=1e-5)
+    assert batch.token_weight.sum() == pytest.approx(1, abs=1e-5)
+    learned = any(sample.valid for sample in samples)
+    assert batch.policy_weight.sum() == pytest.approx(float(learned), abs=1e-5)
+    assert batch.segments.max() <= 1 + per_row
+    for name in Batch._fields:
+        array = getattr(batch, name)
+        assert array.shape[:2] == batch.tokens.shape[:2]
+        assert array.shape[1] == micro_batch_rows
+        assert array.shape[2] == bucket(array.shape[2])
+        assert array.dtype in (np.int32, np.float32)
+    # No micro-batch is padding alone.
+    assert np.all((batch.segments != 0).any(axis=(1, 2)))
+
+
+def test_the_layout_of_the_docstring():
+    def sample(*ids: int) -> Sample:
+        count = len(ids)
+        return Sample((9, 8, 7, 6), np.array(ids, np.int32), -np.ones(count), 1.0, 0, 1.0, True)
+
+    row = Batch(*(x[0, 0] for x in pack([sample(1, 2, 3), sample(4, 5)], 2, 1)))
+    assert row.tokens[:11].tolist() == [9, 8, 7, 6, 1, 2, 3, 4, 5, 0, 0]
+    assert row.segments[:11].tolist() == [1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]
+    assert row.positions[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5]
+    assert row.predictor[:5].tolist() == [3, 4, 5, 3, 7]
+    assert row.target[:6].tolist() == [1, 2, 3, 4, 5, 0]
+
+
+@given(st.integers(1, 64), st.integers(1, 300), st.integers(1, 300))
+def test_completions_per_row(samples, prompt, new):
+    chosen = completions_per_row(samples, prompt, new)
+    fits = [c for c in range(1, samples + 1) if samples % c == 0 and c * new <= max(prompt, new)]
+    assert chosen == max([1, *fits])
