@@ -71,6 +71,19 @@ def full_attend(length: int):
     return lambda query, key, value, _: (attention(query, key, value, mask), (key, value))
 
 
+def run(model: Decoder):
+    """Hidden states, keys and values, and logits of TOKENS."""
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def forward(params):
+        model = nnx.merge(graphdef, params)
+        hidden, cache = model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))
+        return hidden, cache, model.logits(hidden)
+
+    return forward(params)
+
+
 @pytest.fixture(params=VARIANTS)
 def model(request, tmp_path):
     return load_model(tiny_model_folder(tmp_path, **VARIANTS[request.param]))
@@ -78,8 +91,7 @@ def model(request, tmp_path):
 
 def test_logits_equal_numpy(model):
     weights = random_tensors(model.config)
-    hidden, _ = model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))
-    logits = model.logits(hidden)
+    *_, logits = run(model)
     assert logits.dtype == jnp.float32
     for got, tokens, positions in zip(logits, TOKENS, POSITIONS, strict=True):
         want = oracle(model.config, weights, tokens, positions)
@@ -89,7 +101,7 @@ def test_logits_equal_numpy(model):
 
 def test_stepwise_decoding_with_a_cache_equals_the_full_pass(model):
     graphdef, params = nnx.split(model)
-    hidden, (keys, values) = model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))
+    hidden, (keys, values), _ = run(model)
     assert keys.shape == (2, 2, 6, 2, model.config.head_dim)  # [L, B, T, Hkv, Dh]
 
     @jax.jit
@@ -109,18 +121,18 @@ def test_stepwise_decoding_with_a_cache_equals_the_full_pass(model):
     np.testing.assert_allclose(cache[0], keys, atol=2e-5)
 
 
-def test_remat_changes_nothing():
-    config = ModelConfig.from_hf(tiny_config())
+def test_remat_changes_nothing(tmp_path):
+    folder = tiny_model_folder(tmp_path)
 
     def gradients(remat: bool):
-        graphdef, params = nnx.split(Decoder(config, remat=remat, rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(load_model(folder, remat=remat))
 
         @jax.jit
         @jax.grad
         def grad(params):
             model = nnx.merge(graphdef, params)
             hidden, _ = model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))
-            return (model.logits(hidden) ** 2).sum()
+            return (model.logits(hidden) ** 2).mean()
 
         return grad(params)
 
@@ -131,7 +143,8 @@ def test_remat_changes_nothing():
 
 def test_one_state_of_stacked_parameters_at_readable_paths():
     hf = tiny_config("llama", layers=3, attention_bias=True, mlp_bias=True)
-    _, params = nnx.split(Decoder(ModelConfig.from_hf(hf), rngs=nnx.Rngs(0)))
+    config = ModelConfig.from_hf(hf)
+    _, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     shapes = {
         parameter_path(keys): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -157,9 +170,7 @@ def test_dtypes(tmp_path):
     folder = tiny_model_folder(tmp_path, "qwen3")
     exact, low = load_model(folder), load_model(folder, dtype=jnp.bfloat16)
     assert {x.dtype.name for x in jax.tree.leaves(nnx.state(low))} == {"float32"}
-    runs = [m(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))[0] for m in (exact, low)]
-    assert [x.dtype.name for x in runs] == ["float32", "bfloat16"]
-    logits = low.logits(runs[1])
-    assert logits.dtype == jnp.float32
-    error = np.abs(logits - exact.logits(runs[0])).mean()
-    assert error < 0.1 * np.abs(logits).mean()
+    (hidden, _, want), (low_hidden, _, got) = run(exact), run(low)
+    assert [x.dtype.name for x in (hidden, low_hidden)] == ["float32", "bfloat16"]
+    assert got.dtype == jnp.float32
+    assert np.abs(got - want).mean() < 0.1 * np.abs(want).mean()
