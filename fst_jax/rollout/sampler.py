@@ -205,11 +205,14 @@ def draw(key: Array, logprobs: Float[Array, "V"]) -> Int[Array, ""]:
 
 
 def _invert(mass: Float[Array, "M"], uniform: Float[Array, ""]) -> Int[Array, ""]:
-    """The index in which `uniform` · total falls; never one without mass."""
-    cumulative = jnp.cumsum(mass)
-    total = cumulative[-1]
+    """The index in which `uniform` · total falls; never one without mass.
+
+    A parallel cumulative sum is not quite monotone: rounding can make it rise where no mass is.
+    """
+    cumulative = jnp.where(mass > 0, jnp.cumsum(mass), 0.0)
+    total = jnp.max(cumulative)
     point = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
-    return jnp.sum(cumulative <= point)
+    return jnp.argmax(cumulative > point)
 
 
 def keep_top(
@@ -217,13 +220,14 @@ def keep_top(
 ) -> Float[Array, "P N V"]:
     """-inf outside the top k tokens and outside the smallest set of mass ≥ top_p.
 
-    The most likely token always stays.
+    The most likely token always stays, and so does one as likely as the last that stays.
     """
     descending = -jnp.sort(-logprobs, axis=-1)
     probabilities = jnp.exp(descending)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the likelier tokens
     rank = jnp.arange(logprobs.shape[-1])
     k = jnp.where(top_k > 0, top_k, logprobs.shape[-1])[:, None, None]
-    kept = ((before < top_p[:, None, None]) | (rank == 0)) & (rank < k)
+    p = jnp.where(top_p < 1, top_p, jnp.inf)[:, None, None]  # `before` may round to above 1
+    kept = ((before < p) | (rank == 0)) & (rank < k)
     threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logprobs >= threshold, logprobs, -jnp.inf)
