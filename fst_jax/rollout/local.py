@@ -5,6 +5,7 @@ cast, where the compute dtype is not float32).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,11 @@ from fst_jax.rollout.sampler import NO_TOKEN, Prompts, Samples, generate
 from fst_jax.shapes import bucket
 
 
+@partial(jax.jit, static_argnames="dtype")
+def _cast(params: Any, dtype: np.dtype) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 class LocalEngine:
     """`Engine` over the jitted sampler.
 
@@ -29,11 +35,11 @@ class LocalEngine:
 
     def __init__(self, model: Decoder, mesh: Mesh, batch_size: int):
         """`batch_size` is the number of sequences decoded at once."""
-        self.graphdef, self.params = nnx.split(model)
+        self.graphdef, params = nnx.split(model)
         self.mesh, self.batch_size = mesh, batch_size
         self.max_context = model.config.max_position_embeddings
         self.dtype = model.dtype
-        self.version = 0
+        self.update_weights(params, version=0)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -41,9 +47,9 @@ class LocalEngine:
 
     def update_weights(self, params: Any, version: int) -> None:
         """Sample from `params` from now on (device arrays, not copied)."""
-        cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self.dtype), tree))
         same = all(x.dtype == self.dtype for x in jax.tree.leaves(params))
-        self.params, self.version = params if same else cast(params), version
+        self.params = params if same else _cast(params, self.dtype)
+        self.version = version
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Sample every request; requests of similar shape share device batches.
