@@ -1,0 +1,233 @@
+"""The in-process engine against plain forward passes: what is sampled, and with which logprob."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import stats
+
+from fst_jax.errors import ConfigError
+from fst_jax.rollout.engine import Completion, Request
+from fst_jax.rollout.local import LocalEngine
+from fst_jax.rollout.sampler import generate
+from fst_jax.slow.logprobs import score_tokens
+from fst_jax.slow.packing import Sample, pack
+from tests.slow import tiny
+
+STOPS = (3, 17, 18, 40, 41, 42)  # enough for early stops
+PROMPTS = [(5, 9, 2), (7,), tuple(range(20)), (1, 2, 3, 4, 5, 6, 7, 8, 9)]
+
+
+def engine_of(family: str = "qwen3", dtype: str = "float32", batch_size: int = 16) -> LocalEngine:
+    return LocalEngine(tiny.model(family, dtype), tiny.one_device(), batch_size)
+
+
+@pytest.fixture(scope="module")
+def engine() -> LocalEngine:
+    return engine_of()
+
+
+def requests(**changes: object) -> list[Request]:
+    """Mixed lengths, temperatures and seeds."""
+    return [
+        Request(
+            prompt,
+            **{
+                "n": 4,
+                "max_new_tokens": 12,
+                "temperature": 0.5 if i % 2 else 1.0,
+                "stop_ids": STOPS,
+                "seed": 100 + i,
+            }
+            | changes,
+        )
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+
+def ids(groups: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids.tolist() for completion in group] for group in groups]
+
+
+def samples_of(asked: list[Request], groups: list[list[Completion]]) -> list[Sample]:
+    return [
+        Sample(request.prompt_ids, c.ids, c.logprobs, c.temperature, p, 0.0, False)
+        for p, (request, group) in enumerate(zip(asked, groups, strict=True))
+        for c in group
+    ]
+
+
+def learner_gap(engine: LocalEngine, params: nnx.State, asked: list[Request]) -> np.ndarray:
+    """|sampler's − learner's log-probability| of every sampled token."""
+    groups = engine.generate(asked)
+    batch = pack(samples_of(asked, groups), per_row=2, micro_batch_rows=8)
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+
+    @jax.jit
+    def score(params, rows):
+        return score_tokens(nnx.merge(engine.graphdef, params), rows, head_chunk=64).logprob
+
+    gap = np.abs(score(params, rows) - rows.behaviour)[batch.token_weight[0] > 0]
+    assert len(gap) == sum(len(c.ids) for group in groups for c in group)
+    return gap
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_the_learner_finds_the_samplers_logprobs(family):
+    params = nnx.split(tiny.model(family))[1]
+    assert learner_gap(engine_of(family), params, requests()).max() < 1e-4
+
+
+def test_in_bfloat16_they_are_close():
+    params = nnx.split(tiny.model("qwen3", "bfloat16"))[1]
+    engine = engine_of("qwen3", "bfloat16")
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(engine.params))
+    gap = learner_gap(engine, params, requests())
+    assert gap.mean() < 0.05 and np.quantile(gap, 0.9) < 0.15
+
+
+def test_completions_end_as_they_say(engine):
+    """Logprobs by the float64 model; a stop id ends a completion and is part of it."""
+    asked = requests()
+    weights = tiny.weights(engine.params)
+    reasons = set()
+    for request, group in zip(asked, engine.generate(asked), strict=True):
+        assert len(group) == request.n
+        for completion in group:
+            reasons.add(completion.finish_reason)
+            assert completion.ids.dtype == np.int32 and completion.logprobs.dtype == np.float32
+            assert completion.temperature == request.temperature
+            assert completion.weight_version == 0
+            inner, last = completion.ids[:-1], completion.ids[-1]
+            assert not set(inner.tolist()) & set(STOPS)
+            if completion.finish_reason == "stop":
+                assert last in STOPS and len(completion.ids) <= request.max_new_tokens
+            else:
+                assert last not in STOPS and len(completion.ids) == request.max_new_tokens
+            exact = tiny.logprobs(
+                weights,
+                tiny.config(),
+                request.prompt_ids,
+                completion.ids,
+                request.temperature,
+            )
+            np.testing.assert_allclose(completion.logprobs, exact, atol=1e-4)
+    assert reasons == {"stop", "length"}
+
+
+def test_greedy_equals_a_full_recomputation(engine):
+    asked = requests(temperature=0.0, n=4)
+    weights = tiny.weights(engine.params)
+    for request, group in zip(asked, engine.generate(asked), strict=True):
+        tokens = list(request.prompt_ids)
+        while len(tokens) < len(request.prompt_ids) + request.max_new_tokens:
+            tokens.append(int(tiny.forward(weights, tiny.config(), np.array(tokens))[-1].argmax()))
+            if tokens[-1] in STOPS:
+                break
+        expected = tokens[len(request.prompt_ids) :]
+        for completion in group:
+            assert completion.ids.tolist() == expected
+            # Its logprob is that of temperature 1.
+            exact = tiny.logprobs(weights, tiny.config(), request.prompt_ids, completion.ids)
+            np.testing.assert_allclose(completion.logprobs, exact, atol=1e-4)
+
+
+def test_a_sample_depends_on_its_seed_alone(engine):
+    asked = requests()
+    alone = ids(engine.generate(asked))
+    assert ids(engine.generate(asked[::-1])) == alone[::-1]
+    assert ids(engine.generate([*requests(seed=5), asked[1]]))[-1] == alone[1]
+    assert ids(engine_of(batch_size=4).generate(asked)) == alone
+    assert ids(engine_of(batch_size=1).generate([asked[2]])) == [alone[2]]
+    # Fewer samples of the same request are its first ones.
+    assert ids(engine.generate([dataclasses.replace(asked[0], n=2)])) == [alone[0][:2]]
+    assert ids(engine.generate(requests(seed=5))) != alone
+    for group in alone:
+        assert len({tuple(sample) for sample in group}) > 1
+
+
+def test_limits_and_stops_are_each_requests_own(engine):
+    limits, stops = [1, 5, 12, 3], [(), STOPS, (), STOPS]
+    asked = [
+        dataclasses.replace(request, max_new_tokens=limit, stop_ids=stop)
+        for request, limit, stop in zip(requests(), limits, stops, strict=True)
+    ]
+    free = ids(engine.generate(requests(stop_ids=())))
+    groups = engine.generate(asked)
+    for request, group, unlimited in zip(asked, groups, free, strict=True):
+        for completion, sample in zip(group, unlimited, strict=True):
+            cut = sample[: request.max_new_tokens]
+            ends = [i for i, token in enumerate(cut) if token in request.stop_ids]
+            assert completion.ids.tolist() == (cut[: ends[0] + 1] if ends else cut)
+            assert completion.finish_reason == ("stop" if ends else "length")
+
+
+def test_top_k_and_top_p_choose_among_the_likeliest(engine):
+    greedy = ids(engine.generate(requests(temperature=0.0)))
+    assert ids(engine.generate(requests(top_k=1, temperature=1.0))) == greedy
+    weights = tiny.weights(engine.params)
+    asked = [
+        dataclasses.replace(request, **truncation)
+        for request, truncation in zip(
+            requests(temperature=1.0, stop_ids=()),
+            [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 5, "top_p": 0.8}, {}],
+            strict=True,
+        )
+    ]
+    groups = engine.generate(asked)
+    for request, group in zip(asked, groups, strict=True):
+        for completion in group:
+            every = tiny.predictions(weights, tiny.config(), request.prompt_ids, completion.ids)
+            chosen = every[np.arange(len(completion.ids)), completion.ids]
+            likelier = every > chosen[:, None]
+            if request.top_k:
+                assert likelier.sum(axis=-1).max() < request.top_k
+            mass = np.sum(np.exp(every) * likelier, axis=-1)
+            assert request.top_p == 1 or mass.max() < request.top_p
+            np.testing.assert_allclose(completion.logprobs, chosen, atol=1e-4)
+    # A request of full support is not touched by its neighbours.
+    assert ids(groups[3:]) == ids(engine.generate(requests(temperature=1.0, stop_ids=())))[3:]
+
+
+def test_first_tokens_follow_the_model(engine):
+    """Full support: the frequencies are the model's probabilities."""
+    draws, prompt = 4096, PROMPTS[0]
+    asked = [
+        Request(prompt, n=64, max_new_tokens=1, temperature=2.0, seed=s) for s in range(draws // 64)
+    ]
+    wide = engine_of(batch_size=draws)
+    tokens = [c.ids[0] for group in wide.generate(asked) for c in group]
+    counts = np.bincount(tokens, minlength=tiny.VOCABULARY)
+    exact = tiny.predictions(tiny.weights(wide.params), tiny.config(), prompt, np.zeros(1, int), 2)
+    expected = np.exp(exact[0]) * draws
+    common = expected >= 5
+    observed = [*counts[common], counts[~common].sum()]
+    expected = [*expected[common], expected[~common].sum()]
+    assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+
+
+def test_nothing_is_compiled_after_warm_up(engine):
+    engine.generate(requests())
+    warm = generate._cache_size()
+    for length in (1, 2, 30, 32):
+        prompts = [tuple(range(length)), (1, 2), (3,)]
+        engine.generate(
+            [
+                Request(p, n=4, max_new_tokens=length, temperature=0.7, stop_ids=(1,), seed=length)
+                for p in prompts
+            ]
+        )
+    engine.update_weights(tiny.perturbed(engine.params, 0, 0.0), version=1)
+    engine.generate(requests())
+    engine.update_weights(nnx.split(tiny.model())[1], version=0)
+    assert generate._cache_size() == warm
+
+
+def test_a_request_that_does_not_fit_is_refused(engine):
+    assert engine.capabilities.update_weights and engine.capabilities.max_context == 512
+    with pytest.raises(ConfigError, match="500 tokens .* 13 exceed the model's context of 512"):
+        engine.generate([Request((1,) * 500, max_new_tokens=13)])
+    assert engine.generate([]) == []
