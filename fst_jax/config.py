@@ -221,6 +221,9 @@ class Config:
             value = getattr(getattr(self, section), name)
             require(value > 0, key, f"must be above 0, not {value}")
         require(0 < self.eval.top_p <= 1, "eval.top_p", "must be in (0, 1]")
+        for key, value in (("adam_b1", self.slow.adam_b1), ("adam_b2", self.slow.adam_b2)):
+            require(0 <= value < 1, f"slow.{key}", f"must be in [0, 1), not {value}")
+        require(0 <= self.seed < 2**31, "seed", f"must be in [0, 2^31), not {self.seed}")
         if self.population >= 1:
             require(
                 self.rollout.group_size % self.population == 0,
@@ -245,6 +248,14 @@ class Config:
             "must be a plain folder name",
         )
         if self.fast.enabled:
+            anchors = min(self.fast.anchors, self.fast.cycle_steps * self.rollout.problems_per_step)
+            needed = anchors + 2 * min(self.fast.minibatch, anchors)
+            require(
+                self.fast.metric_calls >= needed,
+                "fast.metric_calls",
+                f"{self.fast.metric_calls} cannot pay one proposal, which takes {needed} rollouts: "
+                f"two minibatches and {anchors} anchors; raise it or lower fast.anchors",
+            )
             require(
                 self.fast.max_prompt_tokens < self.rollout.max_prompt_tokens,
                 "fast.max_prompt_tokens",
@@ -278,6 +289,7 @@ _MINIMA = {
     "fast.minibatch": 1,
     "fast.proposals": 1,
     "fast.max_prompt_tokens": 1,
+    "fast.lm_max_tokens": 1,
     "train.steps": 1,
     "eval.every": 0,
     "eval.problems": 1,
@@ -292,4 +304,5 @@ _POSITIVE = (
     "slow.clip_threshold",
     "eval.temperature",
     "task.timeout_s",
+    "fast.lm_timeout_s",
 )

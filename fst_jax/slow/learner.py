@@ -120,7 +120,7 @@ def train_step(
 
     updates, optimizer = make_optimizer(settings).update(gradients, state.optimizer, state.params)
     updated = LearnerState(optax.apply_updates(state.params, updates), optimizer, state.step + 1)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
     metrics |= {

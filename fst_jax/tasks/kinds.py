@@ -41,6 +41,19 @@ class AnswerKind:
             return parse_json(answer) is not NOT_JSON
         return self.longest == 0 or len(answer) <= 3 * self.longest + 20
 
+    def last_in(self, sentence: str) -> str:
+        """The last choice or number that a sentence names; the sentence, if there is none."""
+        if self.name == "choice":
+            longest_first = sorted(self.choices, key=len, reverse=True)
+            options = "|".join(re.escape(choice) for choice in longest_first)
+            found = re.findall(rf"(?<!\w)(?:{options})(?!\w)", sentence, re.IGNORECASE)
+        elif self.name in ("whole number", "number"):
+            form = _WHOLE if self.name == "whole number" else _DECIMAL
+            found = [match[0] for match in form.finditer(sentence)]
+        else:
+            return sentence
+        return found[-1] if found else sentence
+
 
 def kind_of(answers: Sequence[str]) -> AnswerKind:
     """The narrowest kind that all `answers` have; empty ones are unknown and left out."""

@@ -5,10 +5,13 @@ splits, a rule for reading the answer, and feedback in words.
 
 The answer is the last `<answer>…</answer>`, else the last `\boxed{…}`, else the
 last fenced block, else the last line (the whole text where answers have several
-lines).  The reward is the library's, with three corrections: a reward of 0.05 or
-less, which many data sets pay for any text at all, is 0; an answer outside a
-closed set of answers earns 0; a JSON answer equal in value to the expected one
-earns 1 however it is spaced.  CodeIO asks for outputs only, as in the paper,
+lines).  With `answer_in_sentence`, "The sum is 15." counts as 15: what is read is
+the last number, or the last of a closed set of answers, in it.
+
+The reward is the library's, with three corrections: a reward of 0.05 or less,
+which many data sets pay for any text at all, is 0; an answer outside a closed
+set of answers earns 0; a JSON answer equal in value to the expected one earns 1
+however it is spaced.  CodeIO asks for outputs only, as in the paper,
 unless `parameters` says otherwise.
 
 The library runs in a worker process, both to generate and to score, in a scratch
@@ -82,12 +85,18 @@ class ReasoningGym:
         test_size: int = 200,
         seed: int = 0,
         parameters: dict[str, Any] | None = None,
+        answer_in_sentence: bool = False,
         *,
         timeout_s: float = 10.0,
     ):
-        """`parameters` go to the data set's own configuration."""
+        """`parameters` go to the data set's own configuration.
+
+        `answer_in_sentence` rewards a right answer within a sentence, so that weak
+        models earn something before they learn the format.
+        """
         self.name = f"reasoning_gym/{dataset}"
         self._timeout_s = timeout_s
+        self._answer_in_sentence = answer_in_sentence
         self._splits = Splits(
             self.name, self._draw, lambda problem: problem.question, train_size, test_size
         )
@@ -115,6 +124,8 @@ class ReasoningGym:
     def score(self, problem: Problem, text: str) -> Score:
         """The library's reward for the answer in `text`; see the module's first paragraph."""
         answer = final_answer(text, multiline=self.kind.name == "several lines")
+        if self._answer_in_sentence and not self.kind.fits(answer):
+            answer = self.kind.last_in(answer)
         reward, category = self._judge(problem, answer)
         expected = shorten(problem.answer) or "any answer that meets the conditions"
         detail = f"Expected: {expected}\nGot: {shorten(answer) or '(nothing)'}"

@@ -1,0 +1,310 @@
+"""Whole runs of Algorithm 1 on a tiny model: what they write, how they resume, what they refuse."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fst_jax.fast.pool import Pool
+from fst_jax.models.huggingface import load_model
+from fst_jax.settings import command
+from fst_jax.train import main
+from tests.helpers import tiny_model_folder
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/ci_tiny.yaml"
+STEP_KEYS = {
+    "reward_mean", "reward_std_within_prompt", "reward_std_across_prompts", "zero_variance_groups",
+    "loss", "grad_norm", "lr", "kl_k1", "kl_k2", "kl_k3", "entropy", "clip_fraction", "ratio_max",
+    "mismatch_k3", "response_tokens_mean", "truncated_fraction", "rollouts_total",
+    "evolve_rollouts_total", "reflection_calls_total", "tokens_generated", "tokens_trained",
+    "seconds", "compiles", "weight_version",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"), max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task that a random model can earn something on: does the answer hold an 'e'?"""
+    path = tmp_path_factory.mktemp("task") / "letters.py"
+    path.write_text(
+        "from fst_jax.tasks.task import Problem, Score\n"
+        "class Letters:\n"
+        "    name = 'letters'\n"
+        "    seed_prompt = 'Answer.'\n"
+        "    def problems(self, split):\n"
+        "        return [Problem(f'{split}{i}', f'Say {i}.', 'e') for i in range(32)]\n"
+        "    def render(self, problem):\n"
+        "        return [{'role': 'user', 'content': problem.question}]\n"
+        "    def score(self, problem, text):\n"
+        "        good = any(letter in text for letter in 'aeiou')\n"
+        "        return Score(float(good), 'Use vowels.', 'correct' if good else 'no vowel')\n"
+    )
+    lines = CONFIG.read_text().splitlines(keepends=True)
+    config = [line for line in lines if not line.startswith(("  name: star", "  options:"))]
+    path.with_suffix(".yaml").write_text("".join(config).replace("task:\n", "task: {}\n"))
+    return path
+
+
+def arguments(model: Path, task: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--config", str(task.with_suffix(".yaml")), "--model.path", str(model),
+        "--output", str(output), "--task.entry_point", f"{task}:Letters", *more,
+    ]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *argv])
+    return command(main)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock or on the process."""
+    drop = {"time_s", "seconds", "compiles"}
+    return [
+        {key: value for key, value in event.items() if key not in drop} for event in events(folder)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of one complete run."""
+    output = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(monkeypatch, arguments(model, task, output)) == 0
+    return output
+
+
+def test_run_folder(finished: Path) -> None:
+    folder = finished / "ci_tiny"
+    found = events(folder)
+    steps = [event for event in found if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [1, 2, 3, 4]
+    assert all(STEP_KEYS <= event.keys() for event in steps)
+    assert all(event["mismatch_k3"] < 1e-6 for event in steps)  # the sampler is the learner
+    assert steps[-1]["rollouts_total"] == 4 * 4 * 4
+    rounds = [event for event in found if event["event"] == "evolve"]
+    assert [event["step"] for event in rounds] == [0, 2]  # before the RL steps of each cycle
+    spent = sum(event["metric_calls"] + event["carried_rescored"] for event in rounds)
+    assert steps[-1]["evolve_rollouts_total"] == spent
+    assert max(event["metric_calls"] for event in rounds) <= 40
+    quadrants = {(e["weights"], e["context"]) for e in found if e["event"] == "eval"}
+    assert quadrants == {(w, c) for w in ("base", "trained") for c in ("seed", "pool")}
+    for step in (0, 2):
+        pool = Pool.load(folder / f"pool/{step}.json")
+        assert len(pool.active) == 2 and pool.seed.text == "Answer."
+    assert len((folder / "samples/1.jsonl").read_text().splitlines()) == 2 * 4
+    assert (folder / "config.yaml").is_file()
+    load_model(folder / "export")
+
+
+def test_no_compilation_after_the_first_cycles(finished: Path) -> None:
+    counts = [e["compiles"] for e in events(finished / "ci_tiny") if e["event"] == "step"]
+    assert counts[3] == counts[2]
+
+
+def test_a_finished_run_is_not_run_again(
+    finished: Path, model: Path, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (finished / "ci_tiny/metrics.jsonl").read_text()
+    assert run(monkeypatch, arguments(model, task, finished)) == 0
+    assert (finished / "ci_tiny/metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused(
+    finished: Path,
+    model: Path,
+    task: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, arguments(model, task, finished, "--seed", "7")) == 2
+    assert "seed: 0 → 7" in capsys.readouterr().err
+
+
+def test_same_seed_same_file(
+    finished: Path, model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, arguments(model, task, tmp_path)) == 0
+    assert untimed(tmp_path / "ci_tiny") == untimed(finished / "ci_tiny")
+
+
+def test_rl_only(model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, arguments(model, task, tmp_path, "--fast.enabled", "false")) == 0
+    found = events(tmp_path / "ci_tiny")
+    assert {event["event"] for event in found} == {"step", "eval"}
+    assert {e["context"] for e in found if e["event"] == "eval"} == {"seed"}
+    assert not list((tmp_path / "ci_tiny/pool").iterdir())
+
+
+def test_prompt_only(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, arguments(model, task, tmp_path, "--slow.enabled", "false")) == 0
+    found = events(tmp_path / "ci_tiny")
+    assert {event["event"] for event in found} == {"evolve", "eval"}
+    assert all(event["kl_to_base"] == 0 for event in found if event["event"] == "eval")
+
+
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fst_jax.train", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int, deadline_s: float = 300) -> None:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        path = folder / "metrics.jsonl"
+        if path.is_file() and f'"event": "step", "step": {step},' in path.read_text():
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_resumes_as_if_undisturbed(
+    number: signal.Signals, finished: Path, model: Path, task: Path, tmp_path: Path
+) -> None:
+    argv = arguments(model, task, tmp_path)
+    process = start(argv)
+    wait_for_step(tmp_path / "ci_tiny", 3)  # the checkpoint is of step 2
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert process.returncode == 0, output
+        assert "python -m fst_jax.train --config" in output
+    else:
+        assert process.returncode == -signal.SIGKILL
+    resumed = start(argv)
+    output, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, output
+    assert untimed(tmp_path / "ci_tiny") == untimed(finished / "ci_tiny")
+    for name in ("export/model.safetensors", "pool/2.json"):
+        ours, theirs = (folder / "ci_tiny" / name for folder in (tmp_path, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_dry_run_writes_nothing(
+    model: Path,
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, arguments(model, task, tmp_path / "out", "--dry-run")) == 0
+    printed = capsys.readouterr().out
+    assert "reference" in printed and "training rows: 8 of up to" in printed
+    assert not (tmp_path / "out").exists()
+
+
+RAISING = {
+    "problems": "def problems(self, split): raise OSError('disk is gone')",
+    "render": "def render(self, problem): raise KeyError('field')",
+    "score": "def score(self, problem, text): raise ZeroDivisionError('oops')",
+    "empty": "def problems(self, split): return []",
+}
+
+
+@pytest.mark.parametrize("where", RAISING)
+def test_task_that_fails(
+    where: str,
+    model: Path,
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = tmp_path / f"bad_{where}.py"
+    bad.write_text(task.read_text() + "class Bad(Letters):\n    " + RAISING[where] + "\n")
+    argv = arguments(model, task, tmp_path / "out", "--task.entry_point", f"{bad}:Bad")
+    assert run(monkeypatch, argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "letters" in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--slow.learning_rte", "1"], "slow.learning_rate"),
+        (["--slow.learning_rate", "fast"], "slow.learning_rate"),
+        (["--fast.population", "3"], "must divide rollout.group_size"),
+        (["--model.path", "/no/such/folder"], "/no/such/folder"),
+        (["--rollout.max_prompt_tokens", "2000"], "exceed the context"),
+        (["--rollout.max_prompt_tokens", "12", "--fast.max_prompt_tokens", "8"], "takes"),
+        (["--fast.metric_calls", "3"], "metric_calls"),
+        (["--slow.enabled", "false", "--fast.enabled", "false"], "nothing would learn"),
+        (["--parallel.mesh", "{data: 3}"], "parallel.mesh"),
+        (["--task.entry_point", "no.such.module:Task"], "no.such.module"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_input(
+    more: list[str],
+    message: str,
+    model: Path,
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, arguments(model, task, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_folder_without_tokenizer(
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tiny_model_folder(tmp_path / "model", max_position_embeddings=1024)
+    (folder / "tokenizer.json").unlink()
+    assert run(monkeypatch, arguments(folder, task, tmp_path / "out")) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_message_of_a_real_process(model: Path, task: Path, tmp_path: Path) -> None:
+    argv = arguments(model, task, tmp_path / "out", "--fast.population", "3")
+    process = start(argv)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in output and "must divide" in output
+
+
+def test_paper_configs_and_their_variants_are_valid() -> None:
+    from fst_jax.settings import difference, load_file
+
+    for name in ("star_graph_qwen3_4b", "codeio_qwen3_8b"):
+        config = load_file(ROOT / f"configs/{name}.yaml")
+        assert (config.rollout.group_size, config.fast.population, config.fast.cycle_steps) == (
+            8,
+            8,
+            6,
+        )
+        assert config.rollout.problems_per_step * config.rollout.group_size == 256
+    quickstart = load_file(ROOT / "configs/quickstart.yaml")
+    for name, key in (("rl_only", "fast.enabled"), ("prompt_only", "slow.enabled")):
+        variant = load_file(ROOT / f"configs/quickstart_{name}.yaml")
+        changed = [line.split(":")[0] for line in difference(quickstart, variant)]
+        assert sorted(changed) == sorted(["name", key])
