@@ -1,0 +1,341 @@
+"""One step of the slow weights: loss, gradient, accumulation, safety, and what it is for."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fst_jax.config import SlowSettings
+from fst_jax.rollout.engine import Request
+from fst_jax.rollout.local import LocalEngine
+from fst_jax.slow.advantages import group_advantages
+from fst_jax.slow.drift import drift
+from fst_jax.slow.learner import Learner, LearnerState, learning_rate, micro_batch_loss
+from fst_jax.slow.packing import Batch, Sample, pack
+from tests.slow import tiny
+
+SAMPLES = tiny.make_samples()
+SETTINGS = SlowSettings(
+    clip_threshold=1.5,
+    kl_coefficient=0.3,
+    kl_estimator="k2",
+    learning_rate=1e-3,
+    warmup_steps=4,
+    micro_batch_rows=2,
+    head_chunk=64,
+)
+GRAPHDEF, BASE = nnx.split(tiny.model())
+PARAMS = tiny.perturbed(BASE, seed=1, scale=0.05)  # away from the reference, so that KL counts
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def share(params: nnx.State, rows: Batch, settings: SlowSettings) -> tuple:
+    return jax.value_and_grad(micro_batch_loss, has_aux=True)(
+        params, BASE, rows, GRAPHDEF, settings
+    )
+
+
+def loss_and_gradient(batch: Batch, settings: SlowSettings = SETTINGS) -> tuple[float, np.ndarray]:
+    """Sums over micro-batches, the gradient as one vector."""
+    loss, total = 0.0, 0.0
+    for m in range(len(batch.tokens)):
+        rows = jax.tree.map(lambda x, m=m: jnp.asarray(x[m]), batch)
+        (value, _), gradient = share(PARAMS, rows, settings)
+        loss += float(value)
+        total += np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(gradient)])
+    return loss, total
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[float, np.ndarray]:
+    return loss_and_gradient(pack(SAMPLES, per_row=2, micro_batch_rows=2))
+
+
+def assert_same(found: tuple[float, np.ndarray], wanted: tuple[float, np.ndarray]) -> None:
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5, abs=1e-6)
+    assert np.linalg.norm(wanted[1]) > 0.1
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-5 * np.linalg.norm(wanted[1]))
+
+
+def exact_loss(params: nnx.State, ratios: list[np.ndarray] | None = None) -> tuple:
+    """The paper's loss in float64, one sequence at a time; `ratios` holds min(ρ, τ) fixed."""
+    weights, base = tiny.weights(params), tiny.weights(BASE)
+    config = tiny.config()
+    policy, regularizer, found = {}, {}, []
+    for i, s in enumerate(SAMPLES):
+        where = (config, s.context_ids, s.ids, s.temperature)
+        logprob = tiny.logprobs(weights, *where)
+        clipped = np.minimum(np.exp(logprob - s.logprobs), SETTINGS.clip_threshold)
+        found.append(clipped)
+        kl = (tiny.logprobs(base, *where) - logprob) ** 2 / 2
+        if s.valid:
+            ratio = clipped if ratios is None else ratios[i]
+            policy.setdefault(s.group, []).extend(-ratio * s.advantage * logprob)
+        regularizer.setdefault(s.group, []).extend(kl)
+    means = [np.mean([np.mean(own) for own in x.values()]) for x in (policy, regularizer)]
+    return means[0] + SETTINGS.kl_coefficient * means[1], found
+
+
+def test_loss_and_gradient_equal_the_formula(reference):
+    loss, ratios = exact_loss(PARAMS)
+    clipped = np.concatenate(ratios) == SETTINGS.clip_threshold
+    assert 0.1 < clipped.mean() < 0.9
+    assert reference[0] == pytest.approx(loss, rel=1e-5)
+    rng = np.random.default_rng(0)
+    for _ in range(3):  # slopes along random directions, by central differences
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), PARAMS)
+        step = 1e-5
+        up, down = (
+            jax.tree.map(lambda x, d, h=h: np.asarray(x, np.float64) + h * d, PARAMS, direction)
+            for h in (step, -step)
+        )
+        slope = (exact_loss(up, ratios)[0] - exact_loss(down, ratios)[0]) / (2 * step)
+        flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(direction)])
+        assert reference[1] @ flat == pytest.approx(slope, rel=1e-3, abs=1e-4)
+
+
+def test_order_and_split_do_not_matter(reference):
+    order = np.random.default_rng(0).permutation(len(SAMPLES))
+    shuffled = pack([SAMPLES[i] for i in order], per_row=2, micro_batch_rows=2)
+    assert_same(loss_and_gradient(shuffled), reference)
+    alone = pack(SAMPLES, per_row=1, micro_batch_rows=2)  # no shared context
+    assert len(alone.tokens) == 2 * len(pack(SAMPLES, per_row=2, micro_batch_rows=2).tokens)
+    assert_same(loss_and_gradient(alone), reference)
+
+
+def test_micro_batch_size_padding_and_chunks_do_not_matter(reference):
+    batch = pack(SAMPLES, per_row=2, micro_batch_rows=8)  # 6 rows and 2 of padding
+    assert len(batch.tokens) == 1
+    settings = dataclasses.replace(SETTINGS, head_chunk=37)
+    assert_same(loss_and_gradient(batch, settings), reference)
+
+    def longer(name: str, x: np.ndarray) -> np.ndarray:
+        fill = float(name == "temperature")
+        return np.pad(x, ((0, 0), (0, 3), (0, 16)), constant_values=fill)
+
+    padded = Batch(**{name: longer(name, x) for name, x in batch._asdict().items()})
+    assert_same(loss_and_gradient(padded), reference)
+
+
+def make_learner(params: nnx.State, settings: SlowSettings) -> Learner:
+    """A learner at `params` with the base as its reference; it owns its buffers."""
+    learner = Learner(
+        nnx.merge(GRAPHDEF, jax.tree.map(jnp.copy, BASE)), settings, tiny.one_device()
+    )
+    placed = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), params, learner.params)
+    learner.state = learner.state._replace(params=jax.tree.map(jnp.copy, placed))
+    return learner
+
+
+def host(state: LearnerState) -> list[np.ndarray]:
+    return [np.array(x) for x in jax.tree.leaves(state)]
+
+
+def drifted(learner: Learner, batch: Batch) -> float:
+    return drift(
+        learner.params,
+        learner.reference,
+        batch,
+        graphdef=learner.graphdef,
+        mesh=learner.mesh,
+        head_chunk=learner.settings.head_chunk,
+    )["kl_to_base"]
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return make_learner(PARAMS, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def start(learner: Learner) -> LearnerState:
+    return jax.tree.map(np.array, learner.state)
+
+
+@pytest.fixture
+def fresh(learner: Learner, start: LearnerState) -> Learner:
+    """The one compiled learner, back at its start."""
+    learner.state = jax.tree.map(
+        lambda x, old: jax.device_put(jnp.array(x), old.sharding), start, learner.state
+    )
+    return learner
+
+
+def test_a_step_is_clipped_adamw_on_the_whole_gradient(fresh, start, reference):
+    batch = pack(SAMPLES, per_row=2, micro_batch_rows=fresh.micro_batch_rows)
+    metrics = fresh.step(batch)
+    loss, gradient = reference
+    norm = np.linalg.norm(gradient)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert metrics["lr"] == pytest.approx(SETTINGS.learning_rate / 4)
+    assert metrics["nonfinite_steps"] == 0
+    assert int(fresh.state.step) == 1
+    clipped = gradient * min(1.0, SETTINGS.max_grad_norm / norm)
+    # The first step of Adam: both moments are unbiased estimates from one gradient.
+    update = -SETTINGS.learning_rate / 4 * clipped / (np.abs(clipped) + 1e-8)
+    old = np.concatenate([np.ravel(x) for x in jax.tree.leaves(start.params)]).astype(np.float64)
+    new = np.concatenate([np.ravel(x) for x in jax.tree.leaves(fresh.params)])
+    certain = np.abs(clipped) > 1e-4
+    assert certain.mean() > 0.3
+    np.testing.assert_allclose((new - old)[certain], update[certain], rtol=2e-2, atol=2e-7)
+
+
+def test_metrics_equal_their_definitions(fresh):
+    metrics = fresh.step(pack(SAMPLES, per_row=2, micro_batch_rows=2))
+    weights, base, config = tiny.weights(PARAMS), tiny.weights(BASE), tiny.config()
+    log_ratio, to_base, entropy = [], [], []
+    for s in SAMPLES:
+        every = tiny.predictions(weights, config, s.context_ids, s.ids, s.temperature)
+        own = every[np.arange(len(s.ids)), s.ids]
+        log_ratio.extend(own - s.logprobs)
+        to_base.extend(tiny.logprobs(base, config, s.context_ids, s.ids, s.temperature) - own)
+        entropy.extend(-np.sum(np.exp(every) * every, axis=-1))
+    log_ratio, to_base = np.array(log_ratio), np.array(to_base)
+    expected = {
+        "kl_k1": -to_base.mean(),
+        "kl_k2": np.mean(to_base**2) / 2,
+        "kl_k3": np.mean(np.exp(to_base) - 1 - to_base),
+        "entropy": np.mean(entropy),
+        "clip_fraction": np.mean(np.exp(log_ratio) > SETTINGS.clip_threshold),
+        "ratio_max": np.exp(log_ratio).max(),
+        "mismatch_k3": np.mean(np.exp(log_ratio) - 1 - log_ratio),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=2e-4, abs=1e-6), name
+
+
+def test_nothing_is_compiled_after_the_first_step(fresh):
+    for seed in range(4):
+        fresh.step(pack(tiny.make_samples(seed), per_row=2, micro_batch_rows=2))
+    assert fresh._train_step._cache_size() == 1
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(fresh):
+    batch = pack(SAMPLES, per_row=2, micro_batch_rows=2)
+    fresh.step(batch)  # moments that are not zero
+    before = host(fresh.state)
+    behaviour = batch.behaviour.copy()
+    behaviour[1, 0, 0] = np.nan
+    metrics = fresh.step(batch._replace(behaviour=behaviour))
+    assert metrics["nonfinite_steps"] == 1
+    for old, new in zip(before, host(fresh.state), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert fresh.step(batch)["nonfinite_steps"] == 0
+    assert int(fresh.state.step) == 2
+
+
+def test_extreme_ratios_stay_finite(fresh):
+    batch = pack(SAMPLES, per_row=2, micro_batch_rows=2)
+    metrics = fresh.step(batch._replace(behaviour=np.full_like(batch.behaviour, -1e5)))
+    assert metrics["nonfinite_steps"] == 0 and np.isfinite(list(metrics.values())).all()
+
+
+def test_without_signal_the_weights_do_not_move():
+    learner = make_learner(PARAMS, dataclasses.replace(SETTINGS, kl_coefficient=0.0))
+    batch = pack(SAMPLES, per_row=2, micro_batch_rows=2)
+    before = jax.tree.map(np.array, learner.params)
+    for silent in (
+        batch._replace(advantage=np.zeros_like(batch.advantage)),
+        batch._replace(policy_weight=np.zeros_like(batch.policy_weight)),
+    ):
+        metrics = learner.step(silent)
+        assert metrics["grad_norm"] == 0 and metrics["loss"] == 0
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(learner.params), strict=True):
+        np.testing.assert_array_equal(new, old)
+    learner.step(batch)
+    assert any(
+        np.any(old != new)
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(learner.params), strict=True)
+    )
+
+
+def test_micro_batches_fill_every_shard():
+    learner = make_learner(PARAMS, dataclasses.replace(SETTINGS, micro_batch_rows=3))
+    assert learner.micro_batch_rows == 3
+
+
+def test_warm_up_is_linear_then_constant():
+    rate = learning_rate(SlowSettings(learning_rate=1.0, warmup_steps=4))
+    assert [float(rate(i)) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert float(learning_rate(SlowSettings(learning_rate=1.0, warmup_steps=0))(0)) == 1.0
+
+
+CONTEXTS = [(5, 9, 2), (7, 1, 30, 31)]
+G = 16
+
+
+def sampled(engine: LocalEngine, seed: int) -> list:
+    return engine.generate(
+        [
+            Request(context, n=G, max_new_tokens=6, seed=1000 * seed + p)
+            for p, context in enumerate(CONTEXTS)
+        ]
+    )
+
+
+def labelled(groups: list, rewards: np.ndarray) -> list[Sample]:
+    advantages, valid = group_advantages(rewards.ravel(), np.repeat(np.arange(len(CONTEXTS)), G))
+    return [
+        Sample(
+            CONTEXTS[i // G], c.ids, c.logprobs, c.temperature, i // G,
+            float(advantages[i]), bool(valid[i]),
+        )
+        for i, c in enumerate(c for group in groups for c in group)
+    ]  # fmt: skip
+
+
+LOOP = dataclasses.replace(
+    SETTINGS, clip_threshold=4.0, kl_estimator="k3", learning_rate=1e-2, warmup_steps=1
+)
+
+
+def test_rewards_rise_with_the_engine_in_the_loop():
+    """A bandit: the reward is the share of even tokens above 40."""
+    learner = make_learner(PARAMS, dataclasses.replace(LOOP, kl_coefficient=1e-3))
+    engine = LocalEngine(nnx.merge(GRAPHDEF, learner.params), learner.mesh, batch_size=2 * G)
+    means = []
+    for step in range(15):
+        groups = sampled(engine, step)
+        assert all(c.weight_version == step for group in groups for c in group)
+        rewards = np.array(
+            [[np.mean((c.ids > 40) & (c.ids % 2 == 0)) for c in group] for group in groups]
+        )
+        means.append(rewards.mean())
+        metrics = learner.step(pack(labelled(groups, rewards), per_row=4, micro_batch_rows=2))
+        # The engine sampled from the very weights that the learner is at.
+        assert metrics["ratio_max"] == pytest.approx(1, abs=1e-3)
+        assert metrics["mismatch_k3"] < 1e-6
+        engine.update_weights(learner.params, version=step + 1)
+    assert np.mean(means[-3:]) > np.mean(means[:3]) + 0.3, means
+
+
+def test_without_reward_the_regularizer_returns_to_the_base():
+    learner = make_learner(PARAMS, dataclasses.replace(LOOP, kl_coefficient=1.0))
+    engine = LocalEngine(nnx.merge(GRAPHDEF, learner.params), learner.mesh, batch_size=2 * G)
+    held_out = pack(SAMPLES, per_row=2, micro_batch_rows=2)
+    before = drifted(learner, held_out)
+    for step in range(15):
+        samples = labelled(sampled(engine, step), np.zeros((len(CONTEXTS), G)))
+        assert not any(sample.valid for sample in samples)
+        metrics = learner.step(pack(samples, per_row=4, micro_batch_rows=2))
+        assert metrics["loss"] > 0
+        engine.update_weights(learner.params, version=step + 1)
+    assert before > 0.02
+    assert drifted(learner, held_out) < 0.6 * before
+
+
+def test_a_step_in_bfloat16():
+    graphdef, base = nnx.split(tiny.model(dtype="bfloat16"))
+    learner = Learner(
+        nnx.merge(graphdef, jax.tree.map(jnp.copy, base)), SETTINGS, tiny.one_device()
+    )
+    metrics = learner.step(pack(SAMPLES, per_row=2, micro_batch_rows=2))
+    assert metrics["nonfinite_steps"] == 0 and np.isfinite(list(metrics.values())).all()
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(learner.params))
+    exact = -np.mean([np.mean(s.logprobs) for s in SAMPLES])
+    assert metrics["grad_norm"] > 0 and exact > 0
