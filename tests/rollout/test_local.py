@@ -18,6 +18,7 @@ from fst_jax.slow.packing import Sample, pack
 from tests.slow import tiny
 
 STOPS = (3, 17, 18, 40, 41, 42)  # enough for early stops
+NEVER = (90, 91, 92, 93, 94, 95)  # as many, outside the vocabulary
 PROMPTS = [(5, 9, 2), (7,), tuple(range(20)), (1, 2, 3, 4, 5, 6, 7, 8, 9)]
 
 
@@ -81,14 +82,6 @@ def test_the_learner_finds_the_samplers_logprobs(family):
     assert learner_gap(engine_of(family), params, requests()).max() < 1e-4
 
 
-def test_in_bfloat16_they_are_close():
-    params = nnx.split(tiny.model("qwen3", "bfloat16"))[1]
-    engine = engine_of("qwen3", "bfloat16")
-    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(engine.params))
-    gap = learner_gap(engine, params, requests())
-    assert gap.mean() < 0.05 and np.quantile(gap, 0.9) < 0.15
-
-
 def test_completions_end_as_they_say(engine):
     """Logprobs by the float64 model; a stop id ends a completion and is part of it."""
     asked = requests()
@@ -150,12 +143,12 @@ def test_a_sample_depends_on_its_seed_alone(engine):
 
 
 def test_limits_and_stops_are_each_requests_own(engine):
-    limits, stops = [1, 5, 12, 3], [(), STOPS, (), STOPS]
+    limits, stops = [1, 5, 12, 3], [NEVER, STOPS, NEVER, STOPS]
     asked = [
         dataclasses.replace(request, max_new_tokens=limit, stop_ids=stop)
         for request, limit, stop in zip(requests(), limits, stops, strict=True)
     ]
-    free = ids(engine.generate(requests(stop_ids=())))
+    free = ids(engine.generate(requests(stop_ids=NEVER)))
     groups = engine.generate(asked)
     for request, group, unlimited in zip(asked, groups, free, strict=True):
         for completion, sample in zip(group, unlimited, strict=True):
@@ -172,7 +165,7 @@ def test_top_k_and_top_p_choose_among_the_likeliest(engine):
     asked = [
         dataclasses.replace(request, **truncation)
         for request, truncation in zip(
-            requests(temperature=1.0, stop_ids=()),
+            requests(temperature=1.0, stop_ids=NEVER),
             [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 5, "top_p": 0.8}, {}],
             strict=True,
         )
@@ -189,24 +182,21 @@ def test_top_k_and_top_p_choose_among_the_likeliest(engine):
             assert request.top_p == 1 or mass.max() < request.top_p
             np.testing.assert_allclose(completion.logprobs, chosen, atol=1e-4)
     # A request of full support is not touched by its neighbours.
-    assert ids(groups[3:]) == ids(engine.generate(requests(temperature=1.0, stop_ids=())))[3:]
+    assert ids(groups[3:]) == ids(engine.generate(requests(temperature=1.0, stop_ids=NEVER)))[3:]
 
 
 def test_first_tokens_follow_the_model(engine):
     """Full support: the frequencies are the model's probabilities."""
     draws, prompt = 4096, PROMPTS[0]
-    asked = [
-        Request(prompt, n=64, max_new_tokens=1, temperature=2.0, seed=s) for s in range(draws // 64)
-    ]
-    wide = engine_of(batch_size=draws)
-    tokens = [c.ids[0] for group in wide.generate(asked) for c in group]
+    request = Request(prompt, n=4, max_new_tokens=1, temperature=2.0, stop_ids=NEVER)
+    asked = [dataclasses.replace(request, seed=seed) for seed in range(draws // request.n)]
+    tokens = [c.ids[0] for group in engine.generate(asked) for c in group]
     counts = np.bincount(tokens, minlength=tiny.VOCABULARY)
-    exact = tiny.predictions(tiny.weights(wide.params), tiny.config(), prompt, np.zeros(1, int), 2)
+    weights = tiny.weights(engine.params)
+    exact = tiny.predictions(weights, tiny.config(), prompt, np.zeros(1, int), 2.0)
     expected = np.exp(exact[0]) * draws
-    common = expected >= 5
-    observed = [*counts[common], counts[~common].sum()]
-    expected = [*expected[common], expected[~common].sum()]
-    assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+    assert expected.min() > 5
+    assert stats.chisquare(counts, expected, sum_check=False).pvalue > 1e-4
 
 
 def test_nothing_is_compiled_after_warm_up(engine):
@@ -216,7 +206,9 @@ def test_nothing_is_compiled_after_warm_up(engine):
         prompts = [tuple(range(length)), (1, 2), (3,)]
         engine.generate(
             [
-                Request(p, n=4, max_new_tokens=length, temperature=0.7, stop_ids=(1,), seed=length)
+                Request(
+                    p, n=4, max_new_tokens=length, temperature=0.7, stop_ids=STOPS[1:], seed=length
+                )
                 for p in prompts
             ]
         )
