@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fst_jax.errors import ConfigError
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import batch_sharding, whole_shards
+from fst_jax.parallel.sharding import batch_sharding, replicated, whole_shards
 from fst_jax.rollout.engine import Capabilities, Completion, Request
 from fst_jax.rollout.sampler import NO_TOKEN, Prompts, Samples, generate
 from fst_jax.shapes import bucket
@@ -119,7 +119,7 @@ class LocalEngine:
             max_new=bucket(max(request.max_new_tokens for request in requests)),
             truncated=any(request.top_p < 1 or request.top_k > 0 for request in requests),
         )
-        return jax.device_get(samples)
+        return jax.device_get(jax.device_put(samples, replicated(self.mesh)))
 
     def _rows(self, count: int, n: int) -> int:
         """Prompts in a device batch: full, or the next power of two for a short one."""
