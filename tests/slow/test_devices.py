@@ -66,12 +66,10 @@ def assert_same(found: dict, wanted: dict) -> None:
 
 
 def meshes() -> None:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     wanted = learn_and_sample(tiny.one_device())
-    for sizes in ({"data": 2, "fsdp": 4, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
-        mesh = make_mesh(ParallelSettings(mesh=sizes))
-        assert_same(learn_and_sample(mesh), wanted)
-    four = make_mesh(ParallelSettings(mesh={"fsdp": 4, "tensor": 2}))
-    assert_same(learn_and_sample(four), wanted)
+    for sizes in ({"data": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}):
+        assert_same(learn_and_sample(make_mesh(ParallelSettings(mesh=sizes))), wanted)
 
 
 @pytest.mark.slow
