@@ -32,23 +32,28 @@ _COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
+_FETCHED = Path("models/SmolLM2-135M-Instruct")  # by the Makefile
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def resolve(path: str | Path) -> Path:
     """The local folder of a model: `path` itself, or a download of the hub model `org/name`.
 
-    The hub is asked only if no such folder exists.  Raises ModelError where neither is there.
+    The hub is asked only for a plain `org/name` that does not look like a path here: `models/x`
+    and a name that begins with an existing folder do.  Raises ModelError if there is no model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     name = str(path)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ModelError(
-            f"There is no model folder {name!r}: give a folder or the name org/name of a model "
-            "on the Hugging Face hub."
+    plain = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", name)
+    if plain is None or plain[1] == _FETCHED.parent.name or Path(plain[1]).is_dir():
+        remedy = (
+            "`make models` fetches it"
+            if folder == _FETCHED
+            else "give a folder or the name org/name of a model on the Hugging Face hub"
         )
+        raise ModelError(f"There is no model folder {name!r}: {remedy}.")
     import huggingface_hub
 
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *_COMPANIONS]

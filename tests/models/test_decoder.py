@@ -8,7 +8,7 @@ from flax import nnx
 
 from fst_jax.models.attention import attention
 from fst_jax.models.config import ModelConfig
-from fst_jax.models.decoder import Decoder, parameter_path
+from fst_jax.models.decoder import Decoder, Linear, parameter_path
 from fst_jax.models.huggingface import load_model
 from fst_jax.models.rope import inverse_frequencies
 from tests.helpers import random_tensors, tiny_config, tiny_model_folder
@@ -157,6 +157,20 @@ def test_one_state_of_stacked_parameters_at_readable_paths():
     for name, shape in linears.items():
         expected |= {f"layers/{name}/kernel": (3, *shape), f"layers/{name}/bias": (3, shape[1])}
     assert shapes == expected
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 5e-7), ("bfloat16", 2e-3)])
+def test_long_sums_round_little(dtype, error):
+    """One running sum over the 1536 products would be twice as far off in float32: 7e-7."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 52, 1536)), rng.normal(size=(1536, 576)) / 1536**0.5
+    linear = Linear(1536, 576, bias=False, param_dtype=dtype, rngs=nnx.Rngs(0))
+    linear.kernel[...] = jnp.asarray(kernel, dtype)
+    x = jnp.asarray(x, dtype)
+    got = jax.jit(linear)(x)
+    want = np.asarray(x, float) @ np.asarray(linear.kernel[...], float)
+    assert got.dtype == dtype
+    assert np.sqrt(np.mean((np.asarray(got, float) - want) ** 2)) < error
 
 
 def test_layers_start_different():

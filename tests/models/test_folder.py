@@ -1,10 +1,12 @@
 """Finding folders, their tokenizers, and publishing a folder in one step."""
 
 import json
+import re
 
 import huggingface_hub
 import pytest
 
+from fst_jax.config import ModelSettings
 from fst_jax.errors import ModelError
 from fst_jax.models.folder import load_config, load_tokenizer, publish, resolve
 from tests.helpers import tiny_config, tiny_model_folder
@@ -38,10 +40,23 @@ def test_no_folder_and_no_hub(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["nowhere", "/no/such/folder", "./models/x", "a/b/c"])
-def test_paths_that_cannot_be_hub_names_never_reach_the_hub(path, monkeypatch):
+@pytest.mark.parametrize(
+    "path",
+    ["nowhere", "/no/such", "./models/x", "../x", "~/no/such", "a/b/c", "models/x", "exports/x"],
+)
+def test_what_looks_like_a_path_never_reaches_the_hub(path, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail())
-    with pytest.raises(ModelError, match="no model folder"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exports").mkdir()
+    with pytest.raises(ModelError, match=f"no model folder '{re.escape(path)}': give") as caught:
+        resolve(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [ModelSettings().path, f"./{ModelSettings().path}"])
+def test_the_default_model_is_fetched_by_make(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="`make models` fetches it"):
         resolve(path)
 
 

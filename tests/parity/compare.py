@@ -1,8 +1,8 @@
 """Parity with transformers on torch: `python -m tests.parity.compare --torch-python PYTHON`.
 
 PYTHON is an interpreter with torch, transformers and safetensors; torch is never imported here.
-Prints a markdown table and exits with 1 unless every greedy continuation is the same, token for
-token, and every float32 logit agrees with transformers' to 1e-5 of the largest one.  The same
+Prints a markdown table, and exits with 1 if a row fails: every greedy continuation must be the
+same, token for token, and every float32 logit must agree with transformers' to 1e-4.  The same
 weights run in float64 by torch show how much of a difference is rounding.
 """
 
@@ -27,7 +27,7 @@ from fst_jax.models.huggingface import load_model
 from tests.helpers import tiny_model_folder
 
 CONTINUATION = 64
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4  # absolute, on every logit
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64}  # fmt: skip
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -130,7 +130,7 @@ def _report(
         f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__} "
         f"against torch {torch}, transformers {transformers}; float32 on the CPU.\n\n"
         "| Model | Largest logit | Difference | Ours to float64 | Torch to float64 "
-        "| Equal greedy tokens |\n|---|--:|--:|--:|--:|--:|"
+        "| Equal greedy tokens | |\n|---|--:|--:|--:|--:|--:|---|"
     )
     agrees = True
     for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
@@ -141,10 +141,11 @@ def _report(
         pairs = ((logits, peer), (logits, exact), (peer, exact))
         errors = [np.abs(a - b).max() for a, b in pairs]
         largest = np.abs(exact).max()
-        agrees &= bool(equal.all() and errors[0] <= TOLERANCE * largest)
+        passes = bool(equal.all() and errors[0] <= TOLERANCE)
+        agrees &= passes
         cells = " | ".join(f"{error:.1e}" for error in errors)
-        row = f"| {name} | {largest:.1f} | {cells} | {equal.sum()} of {CONTINUATION} |"
-        print(row, flush=True)
+        cells += f" | {equal.sum()} of {CONTINUATION} | {'PASS' if passes else 'FAIL'} |"
+        print(f"| {name} | {largest:.1f} | {cells}", flush=True)
     return agrees
 
 
