@@ -81,14 +81,16 @@ class LocalEngine:
         batches = []
         for (n, _), indices in kinds.items():
             indices.sort(key=lambda i: -len(requests[i].prompt_ids))
-            size = max(1, self.batch_size // n)
-            batches += [indices[at : at + size] for at in range(0, len(indices), size)]
+            while indices:
+                size = self._rows(len(indices), n)
+                batches.append(indices[:size])
+                indices = indices[size:]
         return batches
 
     def _run(self, requests: list[Request]) -> Samples:
         n = requests[0].n
         rows = self._rows(len(requests), n)
-        width = bucket(max(len(request.prompt_ids) for request in requests))
+        width = bucket(max(len(request.prompt_ids) for request in requests), quantum=64)
         stops = bucket(max(1, *(len(request.stop_ids) for request in requests)), quantum=4)
         tokens = np.zeros((rows, width), np.int32)
         stop_ids = np.full((rows, stops), NO_TOKEN, np.int32)
@@ -121,10 +123,13 @@ class LocalEngine:
         )
         return jax.device_get(jax.device_put(samples, replicated(self.mesh)))
 
-    def _rows(self, count: int, n: int) -> int:
-        """Prompts in a device batch: full, or the next power of two for a short one."""
+    def _rows(self, prompts: int, n: int) -> int:
+        """Prompts in the next device batch: a full one, or a quarter for a short rest.
+
+        Two sizes and no more, since each is a program to compile.
+        """
         full = max(1, self.batch_size // n)
-        return whole_shards(min(full, 1 << (count - 1).bit_length()), self.mesh)
+        return whole_shards(full if prompts > full // 2 else max(1, full // 4), self.mesh)
 
     def _completions(self, request: Request, samples: Samples, row: int) -> list[Completion]:
         completions = []

@@ -24,9 +24,13 @@ from fst_jax.slow.packing import Batch
 def drift(
     params: Any, reference: Any, batch: Batch, *, graphdef: Any, mesh: Mesh, head_chunk: int
 ) -> dict[str, float]:
-    """{kl_to_base, entropy}: means over the completion tokens of `batch`, in nats."""
+    """{kl_to_base, entropy}: means over the completion tokens of `batch`, in nats.
+
+    Where `params` are the reference itself, the KL is 0 and one forward pass is saved.
+    """
+    other = None if reference is params else reference
     placed = jax.device_put(batch, batch_sharding(mesh, axis=1))
-    measured = _drift(params, reference, placed, graphdef=graphdef, head_chunk=head_chunk)
+    measured = _drift(params, other, placed, graphdef=graphdef, head_chunk=head_chunk)
     return {name: float(value) for name, value in jax.device_get(measured).items()}
 
 
@@ -34,17 +38,19 @@ def drift(
 def _drift(
     params: Any, reference: Any, batch: Batch, *, graphdef: Any, head_chunk: int
 ) -> dict[str, Float[Array, ""]]:
-    model, base = nnx.merge(graphdef, params), nnx.merge(graphdef, reference)
+    policies = [nnx.merge(graphdef, held) for held in (params, reference) if held is not None]
 
-    def per_token(states: Array, base_states: Array) -> tuple[Array, Array]:
-        logprobs = jax.nn.log_softmax(model.logits(states), axis=-1)
-        base_logprobs = jax.nn.log_softmax(base.logits(base_states), axis=-1)
+    def per_token(*states: Array) -> tuple[Array, Array]:
+        logprobs, *base = (
+            jax.nn.log_softmax(policy.logits(own), axis=-1)
+            for policy, own in zip(policies, states, strict=True)
+        )
         probabilities = jnp.exp(logprobs)
-        kl = jnp.sum(probabilities * (logprobs - base_logprobs), axis=-1)
+        kl = jnp.sum(probabilities * (logprobs - (base[0] if base else logprobs)), axis=-1)
         return kl, -jnp.sum(probabilities * logprobs, axis=-1)
 
     def micro_batch(total: tuple[Array, Array], rows: Batch) -> tuple[tuple[Array, Array], None]:
-        states = completion_states(model, rows), completion_states(base, rows)
+        states = tuple(completion_states(policy, rows) for policy in policies)
         kl, entropy = in_chunks(per_token, states, head_chunk)
         weight = rows.token_weight.reshape(-1)
         return (total[0] + jnp.sum(weight * kl), total[1] + jnp.sum(weight * entropy)), None
