@@ -1,0 +1,44 @@
+"""The stream of problems: every problem once a pass, any step without history."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fst_jax.tasks.order import ProblemOrder
+from fst_jax.tasks.task import Problem
+
+
+def problems(count: int) -> list[Problem]:
+    return [Problem(str(i), "question", "answer") for i in range(count)]
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
+def test_each_pass_holds_every_problem_once(count: int, per_step: int, seed: int) -> None:
+    order = ProblemOrder(problems(count), per_step, seed)
+    steps = -(-2 * count // per_step)
+    seen = [problem.id for step in range(steps) for problem in order.minibatch(step)]
+    for start in (0, count):
+        assert sorted(seen[start : start + count]) == sorted(str(i) for i in range(count))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.lists(st.integers(0, 30), max_size=8))
+def test_a_step_does_not_depend_on_history(count: int, per_step: int, steps: list[int]) -> None:
+    used = ProblemOrder(problems(count), per_step, seed=3)
+    for step in steps:
+        fresh = ProblemOrder(problems(count), per_step, seed=3)
+        assert used.minibatch(step) == fresh.minibatch(step)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 9), st.integers(1, 6))
+def test_look_ahead_is_what_comes(count: int, per_step: int, step: int, steps: int) -> None:
+    order = ProblemOrder(problems(count), per_step, seed=1)
+    ahead = order.look_ahead(step, steps)
+    coming = [problem for t in range(step, step + steps) for problem in order.minibatch(t)]
+    assert len({problem.id for problem in ahead}) == len(ahead)
+    assert {problem.id for problem in ahead} == {problem.id for problem in coming}
+    assert ahead[0] == coming[0]
+
+
+def test_seeds_differ() -> None:
+    first, second = (ProblemOrder(problems(50), 50, seed) for seed in (0, 1))
+    assert first.minibatch(0) != second.minibatch(0)
+    assert first.minibatch(0) != first.minibatch(1)  # the next pass is shuffled anew
