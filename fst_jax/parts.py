@@ -5,8 +5,10 @@ parts, not in how they come to be.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fst_jax.config import Config
-from fst_jax.errors import ConfigError
+from fst_jax.errors import ConfigError, UserError
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import load_config, load_tokenizer, resolve
@@ -27,6 +29,8 @@ from fst_jax.rollout.rollouts import Actor
 from fst_jax.slow.learner import Learner
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.task import Task
+
+T = TypeVar("T")
 
 CHECKED_PROBLEMS = 128  # contexts measured before a run starts; later ones are checked as they come
 
@@ -46,19 +50,40 @@ def read_inputs(config: Config) -> Inputs:
     """Read everything that a config names and that may be wrong.
 
     Raises:
-      UserError: of the kind that fits, with one message.
+      UserError: with every problem found, a line each.
     """
-    folder = resolve(config.model.path)
+    problems: list[str] = []
+
+    def read(part: Callable[[], T]) -> T | None:
+        try:
+            return part()
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    task = read(lambda: load_task(config.task))
+    mesh = read(lambda: make_mesh(config.parallel))
+    folder = read(lambda: resolve(config.model.path))
+    model = chat = None
+    if folder is not None:
+        model = read(lambda: _architecture(config, folder))
+        chat = read(
+            lambda: Chat(load_tokenizer(folder), config.model.chat_template, _stop_ids(folder))
+        )
+    if folder and model and chat and task and mesh:
+        return Inputs(folder, model, chat, task, mesh)
+    raise UserError("\n".join(problems))
+
+
+def _architecture(config: Config, folder: Path) -> ModelConfig:
     model = load_config(folder)
-    chat = Chat(load_tokenizer(folder), config.model.chat_template, _stop_ids(folder))
     total = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if total > model.max_position_embeddings:
         raise ConfigError(
             f"rollout.max_prompt_tokens + rollout.max_new_tokens = {total} exceed the context of "
             f"{folder.name}, {model.max_position_embeddings} tokens: lower one of them"
         )
-    mesh = make_mesh(config.parallel)
-    return Inputs(folder, model, chat, load_task(config.task), mesh)
+    return model
 
 
 def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> Decoder:
