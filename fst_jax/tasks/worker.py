@@ -88,7 +88,13 @@ class _Process:
     def __init__(self, factory: str, arguments: tuple[Any, ...]):
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         process = subprocess.Popen(
-            [sys.executable, "-c", "from fst_jax.tasks.worker import serve; serve()"],
+            [
+                sys.executable,
+                "-W",
+                "ignore::SyntaxWarning",
+                "-c",
+                "from fst_jax.tasks.worker import serve; serve()",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={
