@@ -1,4 +1,4 @@
-"""What all tests share: the CPU backend, and processes with several virtual devices."""
+"""What all tests share: the CPU backend, checked shapes, and processes with virtual devices."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,6 +15,21 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache/compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Tiny programs spend their time in the compiler, so XLA compiles without -O2.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Before any of these is imported: shapes and dtypes of arrays are checked at every call.  The
+# other modules annotate no shapes, and checking them would only slow the tests down.
+install_import_hook(
+    [
+        "fst_jax.models.attention",
+        "fst_jax.models.decoder",
+        "fst_jax.models.rope",
+        "fst_jax.rollout.sampler",
+        "fst_jax.slow",
+    ],
+    "beartype.beartype",
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ def attention(
     query: Float[Array, "B T H Dh"],
     key: Float[Array, "B S Hkv Dh"],
     value: Float[Array, "B S Hkv Dh"],
-    mask: Bool[Array, "B T S"],
+    mask: Bool[Array, "#B T S"],
     scale: float | None = None,
 ) -> Float[Array, "B T H Dh"]:
     """softmax(scale · query keyᵀ) value, where `mask` is True for what a query may attend to.

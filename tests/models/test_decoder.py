@@ -1,5 +1,8 @@
 """The decoder against numpy in float64, and its contract: cache, remat, dtypes, paths."""
 
+import functools
+import tempfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +74,13 @@ def full_attend(length: int):
     return lambda query, key, value, _: (attention(query, key, value, mask), (key, value))
 
 
+@functools.cache
+def loaded(variant: str, **options) -> Decoder:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(tiny_model_folder(folder, **VARIANTS[variant]), **options)
+
+
+@functools.cache
 def run(model: Decoder):
     """Hidden states, keys and values, and logits of TOKENS."""
     graphdef, params = nnx.split(model)
@@ -85,8 +95,8 @@ def run(model: Decoder):
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request, tmp_path):
-    return load_model(tiny_model_folder(tmp_path, **VARIANTS[request.param]))
+def model(request):
+    return loaded(request.param)
 
 
 def test_logits_equal_numpy(model):
@@ -121,11 +131,9 @@ def test_stepwise_decoding_with_a_cache_equals_the_full_pass(model):
     np.testing.assert_allclose(cache[0], keys, atol=2e-5)
 
 
-def test_remat_changes_nothing(tmp_path):
-    folder = tiny_model_folder(tmp_path)
-
+def test_remat_changes_nothing():
     def gradients(remat: bool):
-        graphdef, params = nnx.split(load_model(folder, remat=remat))
+        graphdef, params = nnx.split(loaded("qwen3", remat=remat))
 
         @jax.jit
         @jax.grad
@@ -164,25 +172,25 @@ def test_long_sums_round_little(dtype, error):
     """One running sum over the 1536 products would be twice as far off in float32: 7e-7."""
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 52, 1536)), rng.normal(size=(1536, 576)) / 1536**0.5
+    x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
     linear = Linear(1536, 576, bias=False, param_dtype=dtype, rngs=nnx.Rngs(0))
-    linear.kernel[...] = jnp.asarray(kernel, dtype)
-    x = jnp.asarray(x, dtype)
+    linear.kernel[...] = kernel
     got = jax.jit(linear)(x)
-    want = np.asarray(x, float) @ np.asarray(linear.kernel[...], float)
+    want = np.asarray(x, float) @ np.asarray(kernel, float)
     assert got.dtype == dtype
     assert np.sqrt(np.mean((np.asarray(got, float) - want) ** 2)) < error
 
 
 def test_layers_start_different():
-    params = nnx.state(Decoder(ModelConfig.from_hf(tiny_config()), rngs=nnx.Rngs(0)))
+    config = ModelConfig.from_hf(tiny_config())
+    params = jax.jit(lambda: nnx.state(Decoder(config, rngs=nnx.Rngs(0))))()
     first, second = params["layers"]["mlp"]["gate"]["kernel"][...]
     assert np.abs(first - second).max() > 0.01
     assert np.std(first) == pytest.approx(0.02, rel=0.1)
 
 
-def test_dtypes(tmp_path):
-    folder = tiny_model_folder(tmp_path, "qwen3")
-    exact, low = load_model(folder), load_model(folder, dtype=jnp.bfloat16)
+def test_dtypes():
+    exact, low = loaded("qwen3"), loaded("qwen3", dtype=jnp.bfloat16)
     assert {x.dtype.name for x in jax.tree.leaves(nnx.state(low))} == {"float32"}
     (hidden, _, want), (low_hidden, _, got) = run(exact), run(low)
     assert [x.dtype.name for x in (hidden, low_hidden)] == ["float32", "bfloat16"]
