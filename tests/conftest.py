@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.tiny_run import finished, model, task  # noqa: F401, fixtures
+
 ROOT = Path(__file__).parent.parent
+_DEVICES = "--xla_force_host_platform_device_count"
 
 # Before jax is imported: the CPU, and programs compiled once for all tests and their processes.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -45,7 +48,7 @@ def on_devices() -> Callable[..., None]:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_DEVICES}={count}",
         }
         done = subprocess.run(
             [sys.executable, "-c", code + "function(*sys.argv[1:])", *map(str, arguments)],
