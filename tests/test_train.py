@@ -1,6 +1,5 @@
 """Whole runs of Algorithm 1 on a tiny model: what they write, how they resume, what they refuse."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,12 +11,10 @@ import pytest
 
 from fst_jax.fast.pool import Pool
 from fst_jax.models.huggingface import load_model
-from fst_jax.settings import command
-from fst_jax.train import main
 from tests.helpers import tiny_model_folder
+from tests.tiny_run import arguments, events, run
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs/ci_tiny.yaml"
 STEP_KEYS = {
     "reward_mean", "reward_std_within_prompt", "reward_std_across_prompts", "zero_variance_groups",
     "loss", "grad_norm", "lr", "kl_k1", "kl_k2", "kl_k3", "entropy", "clip_fraction", "ratio_max",
@@ -27,65 +24,12 @@ STEP_KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"), max_position_embeddings=1024)
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task that a random model can earn something on: does the answer hold an 'e'?"""
-    path = tmp_path_factory.mktemp("task") / "letters.py"
-    path.write_text(
-        "from fst_jax.tasks.task import Problem, Score\n"
-        "class Letters:\n"
-        "    name = 'letters'\n"
-        "    seed_prompt = 'Answer.'\n"
-        "    def problems(self, split):\n"
-        "        return [Problem(f'{split}{i}', f'Say {i}.', 'e') for i in range(32)]\n"
-        "    def render(self, problem):\n"
-        "        return [{'role': 'user', 'content': problem.question}]\n"
-        "    def score(self, problem, text):\n"
-        "        good = any(letter in text for letter in 'aeiou')\n"
-        "        return Score(float(good), 'Use vowels.', 'correct' if good else 'no vowel')\n"
-    )
-    lines = CONFIG.read_text().splitlines(keepends=True)
-    config = [line for line in lines if not line.startswith(("  name: star", "  options:"))]
-    path.with_suffix(".yaml").write_text("".join(config).replace("task:\n", "task: {}\n"))
-    return path
-
-
-def arguments(model: Path, task: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "--config", str(task.with_suffix(".yaml")), "--model.path", str(model),
-        "--output", str(output), "--task.entry_point", f"{task}:Letters", *more,
-    ]  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *argv])
-    return command(main)
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def untimed(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock or on the process."""
     drop = {"time_s", "seconds", "compiles"}
     return [
         {key: value for key, value in event.items() if key not in drop} for event in events(folder)
     ]
-
-
-@pytest.fixture(scope="module")
-def finished(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of one complete run."""
-    output = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(monkeypatch, arguments(model, task, output)) == 0
-    return output
 
 
 def test_run_folder(finished: Path) -> None:
