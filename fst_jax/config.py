@@ -47,7 +47,7 @@ class ModelSettings:
 class TaskSettings:
     name: str = setting("star_graph", "Built-in task: star_graph, reasoning_gym or jsonl.")
     entry_point: str | None = setting(
-        None, "Your own task instead of a built-in one: package.module:Class."
+        None, "Your own task instead of a built-in one: package.module:Class or path/file.py:Class."
     )
     options: dict[str, Any] = setting({}, "Arguments of the task's constructor.")
     seed_prompt: str | None = setting(
@@ -55,8 +55,8 @@ class TaskSettings:
     )
     timeout_s: float = setting(
         10.0,
-        "Seconds that one call of an untrusted scorer (task.entry_point) may take in its worker "
-        "process before it is killed and counted as a time-out (ours).",
+        "Seconds that a scorer in a worker process (task.entry_point, reasoning_gym) may take for "
+        "one answer before it is killed and counted as a time-out (ours).",
     )
 
 
@@ -92,7 +92,9 @@ class SlowSettings:
     )
     kl_coefficient: float = setting(1e-3, "Weight of the KL regularizer to the base (paper app.).")
     kl_estimator: Literal["k1", "k2", "k3"] = setting(
-        "k3", "Estimator of the KL regularizer in the loss (open in the paper; ours: k3)."
+        "k3",
+        "Estimator of the KL regularizer in the loss (open in the paper; ours: k3; on-policy, the "
+        "gradient of k1 is zero on average).",
     )
     baseline: Literal["problem", "prompt"] = setting(
         "problem",
@@ -220,6 +222,11 @@ class Config:
             section, name = key.split(".")
             value = getattr(getattr(self, section), name)
             require(value > 0, key, f"must be above 0, not {value}")
+        require(
+            self.rollout.group_size >= 2 or not self.slow.enabled,
+            "rollout.group_size",
+            "G must be at least 2: a group of one has no advantage",
+        )
         require(0 < self.eval.top_p <= 1, "eval.top_p", "must be in (0, 1]")
         for key, value in (("adam_b1", self.slow.adam_b1), ("adam_b2", self.slow.adam_b2)):
             require(0 <= value < 1, f"slow.{key}", f"must be in [0, 1), not {value}")

@@ -41,8 +41,8 @@ def describe(config: Config, inputs: Inputs) -> str:
         to_yaml(config).rstrip(),
         "",
         f"model: {model.family}, {count / 1e6:.1f} M parameters, {model.num_layers} layers",
-        f"task: {inputs.task.name}, {len(inputs.task.problems('train'))} train and "
-        f"{len(inputs.task.problems('test'))} test problems",
+        f"task: {inputs.exam.task.name}, {len(inputs.exam.task.problems('train'))} train and "
+        f"{len(inputs.exam.task.problems('test'))} test problems",
         f"mesh: {dict(inputs.mesh.shape)}",
         "",
         f"a step: {rollout.problems_per_step} problems × {rollout.group_size} rollouts, "

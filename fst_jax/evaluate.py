@@ -35,17 +35,19 @@ DRIFT_ROLLOUTS = 64  # KL is exact at each of their tokens, so few rollouts give
 
 
 class Evaluator:
-    """Held-out problems of a run, always the same ones with the same seeds.
+    """Held-out problems of a run, always the same ones.
 
-    So two evaluations of a run differ in weights and prompts alone.
+    Two evaluations under equally many prompts use the same seeds too, so that
+    they differ in weights and prompts alone.
     """
 
     def __init__(self, config: Config, inputs: Inputs, actor: Actor, graphdef: Any, base: Any):
         """`base` are the parameters that drift is measured from."""
         self._config, self._mesh, self._actor = config, inputs.mesh, actor
         self._graphdef, self._base = graphdef, base
-        test = inputs.task.problems("test")
-        self._problems = [test[i] for i in range(min(config.eval.problems, len(test)))]
+        test = inputs.exam.task.problems("test")
+        first = (test[i] for i in range(min(config.eval.problems, len(test))))
+        self._problems = [problem for problem in first if inputs.exam.fits(problem)]
 
     def __call__(self, params: Any, prompts: Sequence[str]) -> dict[str, Any]:
         """mean@k, best@k, KL to base and entropy of `params`, which the engine serves."""
@@ -73,7 +75,7 @@ class Evaluator:
             whole_shards(self._config.slow.micro_batch_rows, self._mesh),
         )
         return {
-            "task": self._actor.task.name,
+            "task": self._actor.exam.task.name,
             "mean_at_k": float(rewards.mean()),
             "best_at_k": float(rewards.max(axis=1).mean()),
             "k": k,
@@ -102,9 +104,11 @@ def main(arguments: list[str]) -> None:
     base = load_weights(config, inputs)
     actor = make_actor(config, inputs, base)
     weights = {"base": nnx.state(base)}
+    if not run.config.is_file():
+        print(f"no run in {run.path}: evaluating the model alone")
     if (run.export / "config.json").is_file():
         weights["trained"] = nnx.state(load_weights(config, inputs, run.export))
-    contexts = {"none": [""], "seed": [inputs.task.seed_prompt]}
+    contexts = {"none": [""], "seed": [inputs.exam.task.seed_prompt]}
     pool = newest_pool(run.pool)
     if pool is not None:
         contexts["pool"] = [prompt.text for prompt in pool.active_prompts]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from fst_jax.config import Config
@@ -78,9 +79,12 @@ class Journal:
         self.folder = RunFolder.of(config)
         self.folder.create(config)
         self._checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep)
-        seed_prompt = inputs.task.seed_prompt
+        seed_prompt = inputs.exam.task.seed_prompt
         self.progress = Progress(Pool.start(seed_prompt, config.population, config.seed))
-        saved = self._checkpoints.restore(self._arrays())
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._arrays()
+        )
+        saved = self._checkpoints.restore(like)
         offset, elapsed_s = 0, 0.0
         if saved is not None:
             self.progress = Progress.from_json(saved.host["progress"])
@@ -88,13 +92,14 @@ class Journal:
             if learner is not None:
                 learner.state = LearnerState(*saved.arrays)
         self.resumed = saved is not None
+        first_step = self.progress.step + self.resumed
         self._drop_later_files()
         self._metrics = JsonlTracker(self.folder.metrics, offset, elapsed_s)
         self._trackers = Trackers(
             [
                 self._metrics,
                 ConsoleTracker(config.train.steps),
-                *extra_trackers(config, self.folder.path, asdict(config), self.progress.step),
+                *extra_trackers(config, self.folder.path, asdict(config), first_step),
             ]
         )
 
@@ -116,7 +121,7 @@ class Journal:
     def slow_step(
         self,
         groups: Sequence[Sequence[Rollout]],
-        metrics: dict[str, float],
+        metrics: dict[str, Any],
         spent: Spent,
         seconds: dict[str, float],
         compiles: int,

@@ -4,7 +4,6 @@ Commands share this: `train` and `evaluate` differ in what they do with the
 parts, not in how they come to be.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from fst_jax.config import Config
 from fst_jax.errors import ConfigError, UserError
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
-from fst_jax.models.folder import load_config, load_tokenizer, resolve
+from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import spec
 from fst_jax.rollout.chat import Chat
+from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.local import LocalEngine
 from fst_jax.rollout.rollouts import Actor
 from fst_jax.slow.learner import Learner
@@ -32,17 +32,16 @@ from fst_jax.tasks.task import Task
 
 T = TypeVar("T")
 
-CHECKED_PROBLEMS = 128  # contexts measured before a run starts; later ones are checked as they come
+TRIED_PROBLEMS = 128  # of each split, rendered and measured before a run starts
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What the user supplied, read and checked; no weights are loaded yet."""
 
-    folder: Path  # the model's
+    folder: Path  # the model's; of a hub model, without its weights
     model: ModelConfig
-    chat: Chat
-    task: Task
+    exam: Exam  # the task in the model's chat format
     mesh: Mesh
 
 
@@ -63,16 +62,36 @@ def read_inputs(config: Config) -> Inputs:
 
     task = read(lambda: load_task(config.task))
     mesh = read(lambda: make_mesh(config.parallel))
-    folder = read(lambda: resolve(config.model.path))
-    model = chat = None
+    folder = read(lambda: resolve(config.model.path, weights=False))
+    model = exam = None
     if folder is not None:
         model = read(lambda: _architecture(config, folder))
         chat = read(
-            lambda: Chat(load_tokenizer(folder), config.model.chat_template, _stop_ids(folder))
+            lambda: Chat(load_tokenizer(folder), config.model.chat_template, stop_ids(folder))
         )
-    if folder and model and chat and task and mesh:
-        return Inputs(folder, model, chat, task, mesh)
+        if chat and task:
+            exam = read(lambda: _exam(config, task, chat))
+    if folder and model and exam and mesh:
+        return Inputs(folder, model, exam, mesh)
     raise UserError("\n".join(problems))
+
+
+def _exam(config: Config, task: Task, chat: Chat) -> Exam:
+    """The exam, tried on the first problems of both splits."""
+    longest_prompt = config.fast.max_prompt_tokens if config.fast.enabled else 0
+    exam = Exam(task, chat, config.rollout.max_prompt_tokens, longest_prompt)
+    for problems in (task.problems("train"), task.problems("test")):
+        tried = [problems[i] for i in range(min(len(problems), TRIED_PROBLEMS))]
+        for problem in tried:
+            exam.context(problem, task.seed_prompt)
+        exam.judge(tried[0], "")
+        if not any(exam.fits(problem) for problem in tried):
+            raise ConfigError(
+                f"no problem of task {task.name} would leave room for a prompt of "
+                f"fast.max_prompt_tokens = {longest_prompt} within rollout.max_prompt_tokens = "
+                f"{exam.max_prompt_tokens}: lower the first or raise the second"
+            )
+    return exam
 
 
 def _architecture(config: Config, folder: Path) -> ModelConfig:
@@ -97,7 +116,7 @@ def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> 
         return jax.device_put(value, sharding)
 
     return load_model(
-        folder or inputs.folder,
+        folder or resolve(config.model.path),
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.float32,
         remat=config.model.remat,
@@ -106,29 +125,10 @@ def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> 
 
 
 def make_actor(config: Config, inputs: Inputs, model: Decoder) -> Actor:
-    """The policy at work; checked on the first problems of both splits.
-
-    Raises:
-      UserError: a context is too long, or the task raises.
-    """
-    engine = LocalEngine(model, inputs.mesh, config.rollout.batch_size)
-    actor = Actor(engine, inputs.chat, inputs.task, config.rollout.max_prompt_tokens)
-    for problems in (inputs.task.problems("train"), inputs.task.problems("test")):
-        for i in range(min(len(problems), CHECKED_PROBLEMS)):
-            actor.context(problems[i], inputs.task.seed_prompt)
-        actor.judge(problems[0], "")
-    return actor
+    """The policy at work."""
+    return Actor(LocalEngine(model, inputs.mesh, config.rollout.batch_size), inputs.exam)
 
 
 def make_learner(config: Config, inputs: Inputs, model: Decoder) -> Learner | None:
     """The slow weights' learner, or None where they stay frozen."""
     return Learner(model, config.slow, inputs.mesh) if config.slow.enabled else None
-
-
-def _stop_ids(folder: Path) -> list[int]:
-    """End-of-sequence ids of generation_config.json, if there is one."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return []
-    eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]

@@ -129,7 +129,7 @@ class TensorBoardTracker:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ConfigError(_missing("tracking.tensorboard", "tensorboardX")) from error
-        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         for name, value in numbers(plain(values)):
@@ -249,7 +249,7 @@ def _evolve(values: dict[str, Any]) -> Iterator[str]:
 
 def _eval(values: dict[str, Any]) -> Iterator[str]:
     k = values.get("k", "k")
-    yield f"{values.get('task', '')} ({values.get('context', '')})"
+    yield f"{values.get('task', '')} ({values.get('weights')} weights, {values.get('context')})"
     yield _item(f"mean@{k}", values.get("mean_at_k"))
     yield _item(f"best@{k}", values.get("best_at_k"))
     yield _item("kl", values.get("kl_to_base"))
@@ -263,8 +263,9 @@ def _item(name: str, value: float | None) -> str:
 
 
 def _group(event: str, values: dict[str, Any]) -> str:
-    """The prefix of an event's scalars: evaluations of other tasks and contexts are apart."""
-    return "/".join([event, *(str(values[key]) for key in ("task", "context") if key in values)])
+    """The prefix of an event's scalars: other tasks, weights and contexts are apart."""
+    apart = (str(values[key]) for key in ("task", "weights", "context") if key in values)
+    return "/".join([event, *apart])
 
 
 def _missing(setting: str, package: str) -> str:

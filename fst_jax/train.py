@@ -43,19 +43,17 @@ from fst_jax.tasks.task import Problem
 
 def train(config: Config) -> None:
     """Run Algorithm 1 from where the run folder stands to `train.steps`."""
-    RunFolder.of(config).check(config)
     inputs = read_inputs(config)
-    model = load_weights(config, inputs)
+    exam, model = inputs.exam, load_weights(config, inputs)
     learner = make_learner(config, inputs, model)  # θ
     base = learner.reference if learner else nnx.state(model)  # θ0
     actor = make_actor(config, inputs, model)  # y ~ π_θ(·|x,φ) and r(x,y)
-    reflector = reflector_for(config.fast, inputs.chat.count)  # π_ref
-    validator = Validator(
-        inputs.chat.count, inputs.chat.control_tokens, config.fast.max_prompt_tokens
-    )
+    reflector = reflector_for(config.fast, exam.chat.count)  # π_ref
+    validator = Validator(exam.chat.count, exam.chat.control_tokens, config.fast.max_prompt_tokens)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
-    problems, per_step = inputs.task.problems("train"), config.rollout.problems_per_step
-    order = ProblemOrder(problems, per_step, config.seed)  # D
+    order = ProblemOrder(  # D
+        exam.task.problems("train"), config.rollout.problems_per_step, config.seed, exam.fits
+    )
     journal = Journal(config, inputs, learner)
     progress = journal.progress  # the step, and Φ = {φ_seed} at first
 
@@ -63,7 +61,7 @@ def train(config: Config) -> None:
         return learner.params if learner else base
 
     def held_out(params: Any, name: str, context: str) -> None:
-        prompts = [inputs.task.seed_prompt] if context == "seed" else texts(progress.pool)
+        prompts = [exam.task.seed_prompt] if context == "seed" else texts(progress.pool)
         actor.engine.update_weights(params, progress.step)
         journal.log("eval", {"weights": name, "context": context, **evaluator(params, prompts)})
         actor.take_spent()
@@ -94,9 +92,10 @@ def train(config: Config) -> None:
             else:
                 progress.step += 1
             if due(progress.step, config.eval.every, config.train.steps):
-                held_out(weights(), "trained", "seed")
+                if learner:
+                    held_out(weights(), "trained", "seed")
                 if config.fast.enabled:
-                    held_out(weights(), "trained", "pool")
+                    held_out(weights(), "trained" if learner else "base", "pool")
             if due(progress.step, config.checkpoint.every, config.train.steps):
                 journal.checkpoint()
 
@@ -133,7 +132,7 @@ def sample_groups(
 
 def slow_step(
     config: Config, learner: Learner, groups: Sequence[Sequence[Rollout]]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Advantages over each group, then one update of θ."""
     per_row = completions_per_row(
         config.rollout.group_size // config.population,
@@ -188,6 +187,7 @@ def main(arguments: list[str]) -> None:
     """Train, or with --dry-run say what would be done."""
     flags = {"dry-run": "Check everything, print config, shapes and memory, and stop."}
     config, given = load(arguments, "train", __doc__ or "", flags=flags)
+    RunFolder.of(config).check(config)
     if "dry-run" in given:
         print(describe(config, read_inputs(config)))
     else:

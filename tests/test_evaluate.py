@@ -22,8 +22,8 @@ def test_quadrants_of_a_run(
 ) -> None:
     folder = finished / "ci_tiny"
     lines = lines_of(monkeypatch, capsys, folder / "config.yaml")
-    contexts = [re.search(r"\((\w+)\)", line)[1] for line in lines]  # type: ignore[index]
-    assert contexts == ["none", "seed", "pool"] * 2
+    shown = [re.search(r"\((\w+) weights, (\w+)\)", line).groups() for line in lines]  # type: ignore[union-attr]
+    assert shown == [(w, c) for w in ("base", "trained") for c in ("none", "seed", "pool")]
     measured = [float(re.search(r"mean@2 (\S+)", line)[1]) for line in lines]  # type: ignore[index]
     last = {(e["weights"], e["context"]): e for e in events(folder) if e["event"] == "eval"}
     for at, quadrant in ((1, "base seed"), (2, "base pool"), (4, "trained seed")):

@@ -105,12 +105,12 @@ def test_console_lines():
     evolve = {"cycle": 1, "proposals": 4, "accepted": 1, "pool": pool, "metric_calls": 96}
     tracker.log("evolve", 3, evolve)
     scores = {"mean_at_k": 0.5, "best_at_k": 1.0, "k": 4, "kl_to_base": None}
-    tracker.log("eval", 3, {"task": "star_graph", "context": "pool", **scores})
+    tracker.log("eval", 3, {"task": "star_graph", "weights": "base", "context": "pool", **scores})
     tracker.log("stop", 3, {"reason": "signal", "left": 2})
     assert stream.getvalue().splitlines() == [
         "step 3/20  reward 0.41  kl 0.001235  tok/s 812  eta 0s",
         "evolve 3  cycle 1  pool 2  best 0.5  accepted 1 of 4  rollouts 96",
-        "eval 3  star_graph (pool)  mean@4 0.5  best@4 1",
+        "eval 3  star_graph (base weights, pool)  mean@4 0.5  best@4 1",
         "stop 3  left 2",
     ]
 

@@ -100,7 +100,9 @@ def test_prompt_only(
     assert run(monkeypatch, arguments(model, task, tmp_path, "--slow.enabled", "false")) == 0
     found = events(tmp_path / "ci_tiny")
     assert {event["event"] for event in found} == {"evolve", "eval"}
-    assert all(event["kl_to_base"] == 0 for event in found if event["event"] == "eval")
+    evaluations = [event for event in found if event["event"] == "eval"]
+    assert {event["weights"] for event in evaluations} == {"base"}
+    assert all(event["kl_to_base"] == 0 for event in evaluations)
 
 
 def start(argv: list[str]) -> subprocess.Popen[str]:
@@ -195,6 +197,8 @@ def test_task_that_fails(
         (["--rollout.max_prompt_tokens", "2000"], "exceed the context"),
         (["--rollout.max_prompt_tokens", "12", "--fast.max_prompt_tokens", "8"], "takes"),
         (["--fast.metric_calls", "3"], "metric_calls"),
+        (["--fast.max_prompt_tokens", "395"], "leave room"),
+        (["--rollout.group_size", "1", "--fast.enabled", "false"], "at least 2"),
         (["--slow.enabled", "false", "--fast.enabled", "false"], "nothing would learn"),
         (["--parallel.mesh", "{data: 3}"], "parallel.mesh"),
         (["--task.entry_point", "no.such.module:Task"], "no.such.module"),

@@ -36,11 +36,12 @@ _FETCHED = Path("models/SmolLM2-135M-Instruct")  # by the Makefile
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, weights: bool = True) -> Path:
     """The local folder of a model: `path` itself, or a download of the hub model `org/name`.
 
     The hub is asked only for a plain `org/name` that does not look like a path here: `models/x`
-    and a name that begins with an existing folder do.  Raises ModelError if there is no model.
+    and a name that begins with an existing folder do.  `weights=False` downloads configuration
+    and tokenizer alone.  Raises ModelError if there is no model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -56,7 +57,9 @@ def resolve(path: str | Path) -> Path:
         raise ModelError(f"There is no model folder {name!r}: {remedy}.")
     import huggingface_hub
 
-    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *_COMPANIONS]
+    patterns = ["config.json", *_COMPANIONS]
+    if weights:
+        patterns += ["model*.safetensors", "model.safetensors.index.json"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises errors of several libraries
@@ -115,6 +118,18 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
             "chat_template entry in tokenizer_config.json)."
         )
     return tokenizer
+
+
+def stop_ids(folder: Path) -> list[int]:
+    """The end-of-sequence ids of generation_config.json, if the folder has one."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return []
+    try:
+        eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
+        return [] if eos is None else [int(id) for id in (eos if isinstance(eos, list) else [eos])]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): repair or remove it.") from error
 
 
 def copy_companions(source: Path, destination: Path) -> None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fst_jax.errors import ConfigError, TaskError
-from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.engine import Completion, Engine, Request
-from fst_jax.tasks.task import Problem, Score, Task
+from fst_jax.rollout.exam import Exam
+from fst_jax.tasks.task import Problem, Score
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,10 @@ class Spent:
 
 
 class Actor:
-    """The policy at work on a task: an engine, its chat format, and the reward."""
+    """The policy at work on a task: an engine that sits an exam."""
 
-    def __init__(self, engine: Engine, chat: Chat, task: Task, max_prompt_tokens: int):
-        self.engine, self.chat, self.task = engine, chat, task
-        self.max_prompt_tokens = max_prompt_tokens
+    def __init__(self, engine: Engine, exam: Exam):
+        self.engine, self.exam = engine, exam
         self._spent = Spent()
 
     def roll_out(
@@ -66,18 +64,18 @@ class Actor:
         """Sample `n` completions for each (problem, prompt) pair and score them.
 
         Raises:
-          ConfigError: a context is longer than `max_prompt_tokens`.
+          ConfigError: a context is too long.
           TaskError: the task raised, or gave a reward outside [0, 1].
         """
         start = time.monotonic()
         requests = [
             Request(
-                prompt_ids=tuple(self.context(problem, prompt)),
+                prompt_ids=tuple(self.exam.context(problem, prompt)),
                 n=n,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                stop_ids=self.chat.stop_ids,
+                stop_ids=self.exam.chat.stop_ids,
                 seed=int(rng.integers(2**31)),
             )
             for problem, prompt in pairs
@@ -101,43 +99,9 @@ class Actor:
         spent, self._spent = self._spent, Spent()
         return spent
 
-    def context(self, problem: Problem, prompt: str) -> list[int]:
-        """Token ids of a problem under a prompt, checked for length."""
-        try:
-            messages = self.task.render(problem)
-        except Exception as error:
-            raise TaskError(self._raised("render", problem, error)) from error
-        ids = self.chat.encode(messages, prompt)
-        if len(ids) > self.max_prompt_tokens:
-            raise ConfigError(
-                f"problem {problem.id!r} of task {self.task.name} takes {len(ids)} tokens with its "
-                f"system prompt, more than rollout.max_prompt_tokens = {self.max_prompt_tokens}: "
-                "raise it, or choose shorter problems or prompts"
-            )
-        return ids
-
-    def judge(self, problem: Problem, text: str) -> Score:
-        """The task's score of a text, checked."""
-        try:
-            score = self.task.score(problem, text)
-        except Exception as error:
-            raise TaskError(self._raised("score", problem, error)) from error
-        if not 0.0 <= score.reward <= 1.0:
-            raise TaskError(
-                f"task {self.task.name} gave reward {score.reward} for problem {problem.id!r}: "
-                "rewards must be in [0, 1]"
-            )
-        return score
-
     def _scored(
         self, problem: Problem, prompt: str, request: Request, completion: Completion
     ) -> Rollout:
-        text = self.chat.decode(completion.ids.tolist())
-        score = self.judge(problem, text)
+        text = self.exam.chat.decode(completion.ids.tolist())
+        score = self.exam.judge(problem, text)
         return Rollout(problem, prompt, request.prompt_ids, completion, text, score)
-
-    def _raised(self, method: str, problem: Problem, error: Exception) -> str:
-        return (
-            f"task {self.task.name} raised in {method}() for problem {problem.id!r}: "
-            f"{type(error).__name__}: {error}"
-        )

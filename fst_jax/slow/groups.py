@@ -5,7 +5,9 @@ those under other prompts (Algorithm 1 of the paper); `baseline: prompt` is its
 ablation, where each prompt's rollouts are compared among themselves.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +43,12 @@ def samples_of(groups: Sequence[Sequence[Rollout]], settings: SlowSettings) -> l
     ]
 
 
-def group_metrics(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+def group_metrics(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
     """Reward statistics of a step; `zero_variance_groups` counts problems that teach nothing.
 
     `reward_std_within_prompt` is the mean standard deviation of the rollouts of
     a (problem, prompt) pair, `reward_std_across_prompts` that of the prompts'
-    mean rewards on a problem.
+    mean rewards on a problem.  `categories` counts the outcomes, time-outs among them.
     """
     rewards = [[rollout.score.reward for rollout in group] for group in groups]
     within, across = [], []
@@ -56,11 +58,13 @@ def group_metrics(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
             by_prompt.setdefault(rollout.prompt, []).append(rollout.score.reward)
         within += [float(np.std(own)) for own in by_prompt.values()]
         across.append(float(np.std([np.mean(own) for own in by_prompt.values()])))
+    categories = Counter(rollout.score.category for group in groups for rollout in group)
     completions = [rollout.completion for group in groups for rollout in group]
     return {
         "reward_mean": float(np.mean([reward for group in rewards for reward in group])),
         "reward_std_within_prompt": float(np.mean(within)),
         "reward_std_across_prompts": float(np.mean(across)),
+        "categories": dict(sorted(categories.items())),
         "zero_variance_groups": sum(max(group) == min(group) for group in rewards),
         "response_tokens_mean": float(np.mean([len(c.ids) for c in completions])),
         "truncated_fraction": float(np.mean([c.finish_reason == "length" for c in completions])),

@@ -143,9 +143,9 @@ class Learner:
         self.graphdef, self.settings, self.mesh = graphdef, settings, mesh
         params = jax.device_put(params, shardings(params, mesh))
         self.reference = jax.tree.map(jnp.copy, params)
-        initial = jax.jit(make_optimizer(settings).init)
-        optimizer = initial(params)
-        optimizer = jax.device_put(optimizer, shardings(optimizer, mesh))
+        initial = make_optimizer(settings).init
+        placed = shardings(jax.eval_shape(initial, params), mesh)
+        optimizer = jax.jit(initial, out_shardings=placed)(params)
         step = jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
         self.state = LearnerState(params, optimizer, step)
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)

@@ -1,8 +1,10 @@
 """The stream of problems: every problem once a pass, any step without history."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fst_jax.errors import TaskError
 from fst_jax.tasks.order import ProblemOrder
 from fst_jax.tasks.task import Problem
 
@@ -42,3 +44,11 @@ def test_seeds_differ() -> None:
     first, second = (ProblemOrder(problems(50), 50, seed) for seed in (0, 1))
     assert first.minibatch(0) != second.minibatch(0)
     assert first.minibatch(0) != first.minibatch(1)  # the next pass is shuffled anew
+
+
+def test_problems_that_do_not_fit_are_passed_over() -> None:
+    even = ProblemOrder(problems(20), 10, seed=2, usable=lambda problem: int(problem.id) % 2 == 0)
+    seen = [problem.id for step in range(2) for problem in even.minibatch(step)]
+    assert {int(id) % 2 for id in seen} == {0} and len(seen) == 20
+    with pytest.raises(TaskError, match="fits into"):
+        ProblemOrder(problems(3), 1, seed=2, usable=lambda problem: False).minibatch(0)

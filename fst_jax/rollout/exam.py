@@ -1,0 +1,76 @@
+"""How problems reach a model as tokens, and how its answers get a reward.
+
+A task knows problems and rewards, a chat format knows tokens; an exam is the
+two together, with the limit on a context's length, and it turns what a task
+raises into one clear error.
+"""
+
+from dataclasses import dataclass
+
+from fst_jax.errors import ConfigError, TaskError
+from fst_jax.rollout.chat import Chat
+from fst_jax.tasks.task import Problem, Score, Task
+
+_SEAM = 4  # tokens by which a text's count may change where it meets the template
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A task in a model's chat format."""
+
+    task: Task
+    chat: Chat
+    max_prompt_tokens: int  # longest context, system prompt included
+    longest_prompt: int  # tokens of the longest φ that evolution may propose; 0 without it
+
+    def context(self, problem: Problem, prompt: str) -> list[int]:
+        """Token ids of a problem under a prompt.
+
+        Raises:
+          ConfigError: they are more than `max_prompt_tokens`.
+          TaskError: the task raised.
+        """
+        ids = self._encode(problem, prompt)
+        if len(ids) > self.max_prompt_tokens:
+            raise ConfigError(
+                f"problem {problem.id!r} of task {self.task.name} takes {len(ids)} tokens with its "
+                f"system prompt, more than rollout.max_prompt_tokens = {self.max_prompt_tokens}: "
+                "raise it, or choose shorter problems or prompts"
+            )
+        return ids
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether a problem's context is short enough under the seed and every evolved prompt."""
+        seed = self.task.seed_prompt
+        growth = max(0, self.longest_prompt + _SEAM - self.chat.count(seed))
+        return len(self._encode(problem, seed)) + growth <= self.max_prompt_tokens
+
+    def judge(self, problem: Problem, text: str) -> Score:
+        """The task's score of a text.
+
+        Raises:
+          TaskError: the task raised, or gave a reward outside [0, 1].
+        """
+        try:
+            score = self.task.score(problem, text)
+        except Exception as error:
+            raise TaskError(self._raised("score", problem, error)) from error
+        if not 0.0 <= score.reward <= 1.0:
+            raise TaskError(
+                f"task {self.task.name} gave reward {score.reward} for problem {problem.id!r}: "
+                "rewards must be in [0, 1]"
+            )
+        return score
+
+    def _encode(self, problem: Problem, prompt: str) -> list[int]:
+        try:
+            messages = self.task.render(problem)
+        except Exception as error:
+            raise TaskError(self._raised("render", problem, error)) from error
+        return self.chat.encode(messages, prompt)
+
+    def _raised(self, method: str, problem: Problem, error: Exception) -> str:
+        return (
+            f"task {self.task.name} raised in {method}() for problem {problem.id!r}: "
+            f"{type(error).__name__}: {error}"
+        )

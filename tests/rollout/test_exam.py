@@ -1,0 +1,67 @@
+"""Contexts and rewards of a task in a model's chat format."""
+
+import pytest
+
+from fst_jax.errors import ConfigError, TaskError
+from fst_jax.models.folder import load_tokenizer
+from fst_jax.rollout.chat import Chat
+from fst_jax.rollout.exam import Exam
+from fst_jax.tasks.task import Problem, Score
+from tests.helpers import tiny_model_folder
+
+
+class Echo:
+    """Rewards what the problem's data say."""
+
+    name, seed_prompt = "echo", "Answer."
+
+    def problems(self, split):
+        return []
+
+    def render(self, problem):
+        return [{"role": "user", "content": problem.question}]
+
+    def score(self, problem, text):
+        return Score(problem.data["reward"], "Advice.", "any")
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    return Chat(load_tokenizer(tiny_model_folder(tmp_path_factory.mktemp("model"))))
+
+
+def problem(words: int, reward: float = 1.0) -> Problem:
+    return Problem("p", "word " * words, "answer", {"reward": reward})
+
+
+def test_a_context_is_the_chat_under_the_prompt(chat: Chat) -> None:
+    exam = Exam(Echo(), chat, 500, 0)
+    text = chat.tokenizer.decode(exam.context(problem(2), "Be brief."))
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nword word <|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_long_contexts_are_refused_and_foreseen(chat: Chat) -> None:
+    length = len(Exam(Echo(), chat, 10_000, 0).context(problem(9), "Answer."))
+    assert Exam(Echo(), chat, length, 0).fits(problem(9))
+    assert not Exam(Echo(), chat, length, 0).fits(problem(10))
+    with pytest.raises(ConfigError, match="max_prompt_tokens"):
+        Exam(Echo(), chat, length - 1, 0).context(problem(9), "Answer.")
+    roomy = Exam(Echo(), chat, length + 60, longest_prompt=50)
+    assert roomy.fits(problem(9))
+    longest = chat.tokenizer.decode(chat.tokenizer.encode("word " * 80)[:50])
+    roomy.context(problem(9), longest)  # what fits() promised
+    assert not Exam(Echo(), chat, length + 30, longest_prompt=50).fits(problem(9))
+
+
+@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan")])
+def test_rewards_outside_the_unit_interval_are_refused(chat: Chat, reward: float) -> None:
+    with pytest.raises(TaskError, match="rewards must be in"):
+        Exam(Echo(), chat, 500, 0).judge(problem(1, reward), "text")
+
+
+def test_what_a_task_raises_names_task_and_problem(chat: Chat) -> None:
+    with pytest.raises(TaskError, match="echo raised in score.* 'p': KeyError"):
+        Exam(Echo(), chat, 500, 0).judge(Problem("p", "q", "a"), "text")
