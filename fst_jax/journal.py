@@ -18,6 +18,7 @@ from fst_jax.config import Config
 from fst_jax.fast.evolve import EvolveReport
 from fst_jax.fast.pool import Pool
 from fst_jax.models.huggingface import save_model
+from fst_jax.parallel.chips import utilisation
 from fst_jax.parts import Inputs
 from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
@@ -138,6 +139,7 @@ class Journal:
             "step",
             {
                 **metrics,
+                "mfu": utilisation(metrics["flops"], seconds["train"]),
                 "rollouts_total": totals.rollouts,
                 "evolve_rollouts_total": totals.evolve_rollouts,
                 "reflection_calls_total": totals.reflection_calls,

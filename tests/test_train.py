@@ -20,13 +20,13 @@ STEP_KEYS = {
     "loss", "grad_norm", "lr", "kl_k1", "kl_k2", "kl_k3", "entropy", "clip_fraction", "ratio_max",
     "mismatch_k3", "response_tokens_mean", "truncated_fraction", "rollouts_total",
     "evolve_rollouts_total", "reflection_calls_total", "tokens_generated", "tokens_trained",
-    "seconds", "compiles", "weight_version",
+    "seconds", "compiles", "weight_version", "mfu", "flops", "categories",
 }  # fmt: skip
 
 
 def untimed(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock or on the process."""
-    drop = {"time_s", "seconds", "compiles"}
+    drop = {"time_s", "seconds", "compiles", "mfu"}
     return [
         {key: value for key, value in event.items() if key not in drop} for event in events(folder)
     ]

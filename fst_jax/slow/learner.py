@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -146,6 +147,7 @@ class Learner:
         initial = make_optimizer(settings).init
         placed = shardings(jax.eval_shape(initial, params), mesh)
         optimizer = jax.jit(initial, out_shardings=placed)(params)
+        self._parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         step = jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
         self.state = LearnerState(params, optimizer, step)
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
@@ -161,9 +163,15 @@ class Learner:
         return self.state.params
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Apply one update and return its metrics."""
+        """Apply one update and return its metrics.
+
+        `flops` is 6 · parameters · tokens for the gradient and 2 · parameters · tokens for the
+        reference, attention and padding apart (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1).
+        """
         self.state, metrics = self._train_step(self.state, self.reference, self._place(batch))
-        return {name: float(value) for name, value in jax.device_get(metrics).items()}
+        flops = 8.0 * self._parameters * int(np.count_nonzero(batch.segments))
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        return values | {"flops": flops}
 
     @property
     def micro_batch_rows(self) -> int:
