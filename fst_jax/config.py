@@ -8,6 +8,8 @@ help of each field says where its default comes from: a section of the paper
 Reading a file and the command line is in `fst_jax/settings.py`.
 """
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -221,7 +223,7 @@ class Config:
         for key in _POSITIVE:
             section, name = key.split(".")
             value = getattr(getattr(self, section), name)
-            require(value > 0, key, f"must be above 0, not {value}")
+            require(0 < value < math.inf, key, f"must be above 0 and finite, not {value}")
         require(
             self.rollout.group_size >= 2 or not self.slow.enabled,
             "rollout.group_size",
@@ -250,11 +252,17 @@ class Config:
             "slow.enabled and fast.enabled are both false: nothing would learn",
         )
         require(
-            not (set(self.name) & set("/\\")) and self.name not in ("", ".", ".."),
+            re.fullmatch(r"\w[\w .+=-]{0,99}", self.name) is not None
+            and self.name == self.name.strip(),
             "name",
-            "must be a plain folder name",
+            "must be a plain folder name of letters, digits, '_', '-', '.', at most 100 long",
         )
         if self.fast.enabled:
+            require(
+                self.fast.reflector != "lm" or self.fast.lm_url.startswith(("http://", "https://")),
+                "fast.lm_url",
+                f"must begin with http:// or https://, not {self.fast.lm_url!r}",
+            )
             anchors = min(self.fast.anchors, self.fast.cycle_steps * self.rollout.problems_per_step)
             needed = anchors + 2 * min(self.fast.minibatch, anchors)
             require(

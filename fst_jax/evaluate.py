@@ -118,12 +118,15 @@ def main(arguments: list[str]) -> None:
         for context, prompts in contexts.items():
             actor.engine.update_weights(params, version)
             values = evaluator(params, prompts)
-            tracker.log("eval", version, {"weights": name, "context": context, **values})
+            tracker.log(
+                "eval", pool.step if pool else 0, {"weights": name, "context": context, **values}
+            )
 
 
 def newest_pool(folder: Path) -> Pool | None:
     """The pool file of the latest step, if there is one."""
-    files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
+    files = [path for path in folder.glob("*.json") if path.stem.isdigit()]
+    files.sort(key=lambda path: int(path.stem))
     return Pool.load(files[-1]) if files else None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fst_jax.config import Config
-from fst_jax.errors import ConfigError, UserError
+from fst_jax.errors import ConfigError, ModelError, UserError
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
@@ -29,6 +29,7 @@ from fst_jax.rollout.rollouts import Actor
 from fst_jax.slow.learner import Learner
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.task import Task
+from fst_jax.tracking import check_extras
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ def read_inputs(config: Config) -> Inputs:
             problems.append(str(error))
             return None
 
+    read(lambda: check_extras(config))
     task = read(lambda: load_task(config.task))
     mesh = read(lambda: make_mesh(config.parallel))
     folder = read(lambda: resolve(config.model.path, weights=False))
@@ -71,7 +73,7 @@ def read_inputs(config: Config) -> Inputs:
         )
         if chat and task:
             exam = read(lambda: _exam(config, task, chat))
-    if folder and model and exam and mesh:
+    if folder and model and exam and mesh and not problems:
         return Inputs(folder, model, exam, mesh)
     raise UserError("\n".join(problems))
 
@@ -85,6 +87,11 @@ def _exam(config: Config, task: Task, chat: Chat) -> Exam:
         for problem in tried:
             exam.context(problem, task.seed_prompt)
         exam.judge(tried[0], "")
+        if exam.context(tried[0], "A") == exam.context(tried[0], "B"):
+            raise ModelError(
+                "the model's chat template drops the system message, so no prompt would reach the "
+                "model: use one that renders it"
+            )
         if not any(exam.fits(problem) for problem in tried):
             raise ConfigError(
                 f"no problem of task {task.name} would leave room for a prompt of "

@@ -3,12 +3,15 @@
 Running the same config again resumes in its folder; another config is refused with a diff.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fst_jax.config import Config
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.settings import difference, load_file, to_yaml
+
+_ENDPOINT = ("lm_url", "lm_api_key_env", "lm_timeout_s")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class RunFolder:
           RunError: it holds another config's run, or is no run's folder.
         """
         if not self.path.exists() and not self.path.is_symlink():
+            parent = next(p for p in self.path.absolute().parents if p.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise RunError(f"{parent} is not a folder to write to: choose another --output")
             return
         if not self.path.is_dir():
             raise RunError(f"{self.path} is not a folder: choose another --name")
@@ -73,8 +79,16 @@ class RunFolder:
                 f"{self.path} holds a run whose config cannot be read: choose another --name\n"
                 f"{error}"
             ) from error
-        # A run may have been moved: its place is no part of what it computes.
-        changed = difference(replace(old, name=config.name, output=config.output), config)
+        # Where a run lies, who watches it and how its reflector is reached may change on the way.
+        endpoint = {key: getattr(config.fast, key) for key in _ENDPOINT}
+        old = replace(
+            old,
+            name=config.name,
+            output=config.output,
+            tracking=config.tracking,
+            fast=replace(old.fast, **endpoint),
+        )
+        changed = difference(old, config)
         if changed:
             lines = "".join(f"\n  {line}" for line in changed)
             raise RunError(

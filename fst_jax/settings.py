@@ -224,13 +224,16 @@ def difference(old: Config, new: Config) -> list[str]:
 def command(run: Callable[[list[str]], int | None]) -> int:
     """Run a command's main function on the process's arguments and return its exit code.
 
-    A UserError becomes its message on stderr and exit code 2.
+    A UserError becomes its message on stderr and exit code 2, Ctrl-C a line and 130.
     """
     try:
         return run(sys.argv[1:]) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def help_text(

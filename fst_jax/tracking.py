@@ -5,6 +5,7 @@ first.  On resume it is cut back to where it was at the checkpoint, so that an i
 leaves the same lines as an uninterrupted one.
 """
 
+import importlib.util
 import json
 import math
 import sys
@@ -186,6 +187,17 @@ class Trackers:
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
+
+
+def check_extras(config: Config) -> None:
+    """Raise ConfigError if a tracker that `config.tracking` asks for is not installed."""
+    asked = {
+        "tensorboardX": ("tracking.tensorboard", config.tracking.tensorboard),
+        "wandb": ("tracking.wandb_project", config.tracking.wandb_project is not None),
+    }
+    for package, (setting, wanted) in asked.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ConfigError(_missing(setting, package))
 
 
 def extra_trackers(

@@ -8,6 +8,8 @@ rendered once; afterwards only ids travel.
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from fst_jax.errors import ModelError
 from fst_jax.tasks.task import Message
 
@@ -45,12 +47,14 @@ class Chat:
 
     def encode(self, messages: Sequence[Message], prompt: str = "") -> list[int]:
         """Token ids of the conversation under `prompt`, ready for the answer."""
-        text = self.tokenizer.apply_chat_template(
-            with_prompt(messages, prompt),
-            tokenize=False,
-            add_generation_prompt=True,
-            **self.template_arguments,
-        )
+        options = {**self.template_arguments, "tokenize": False, "add_generation_prompt": True}
+        try:
+            text = self.tokenizer.apply_chat_template(with_prompt(messages, prompt), **options)
+        except (TemplateError, TypeError) as error:
+            raise ModelError(
+                f"the model's chat template cannot be rendered ({type(error).__name__}: {error}): "
+                "repair chat_template.jinja, or the arguments in model.chat_template"
+            ) from error
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:

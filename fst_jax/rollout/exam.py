@@ -67,6 +67,15 @@ class Exam:
             messages = self.task.render(problem)
         except Exception as error:
             raise TaskError(self._raised("render", problem, error)) from error
+        shaped = isinstance(messages, list) and all(
+            isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m
+            for m in messages
+        )
+        if not shaped or not messages:
+            raise TaskError(
+                f"task {self.task.name}: render() must return a list of messages such as "
+                f'{{"role": "user", "content": "…"}}, not {str(messages)[:80]!r}'
+            )
         return self.chat.encode(messages, prompt)
 
     def _raised(self, method: str, problem: Problem, error: Exception) -> str:

@@ -63,12 +63,24 @@ def _problems(task: Task, split: Split) -> Sequence[Problem]:
         ) from error
     if first is None:
         raise TaskError(f"task {task.name} has no {split} problems: problems({split!r}) is empty")
-    if not isinstance(first, Problem):
+    if isinstance(first, Problem):
+        _check_fields(task, first)
+    else:
         raise TaskError(
             f"task {task.name}: problems({split!r}) must hold fst_jax.tasks.task.Problem, "
             f"not {type(first).__name__}"
         )
     return problems
+
+
+def _check_fields(task: Task, problem: Problem) -> None:
+    for name in ("id", "question", "answer"):
+        value = getattr(problem, name)
+        if not isinstance(value, str):
+            raise TaskError(
+                f"task {task.name}: {name} of problem {problem.id!r} must be text, not "
+                f"{type(value).__name__}"
+            )
 
 
 def _check_ids(task: Task, *splits: Sequence[Problem]) -> None:
@@ -77,6 +89,7 @@ def _check_ids(task: Task, *splits: Sequence[Problem]) -> None:
         for problems in splits:
             for i in range(min(len(problems), _CHECKED_IDS)):
                 problem = problems[i]
+                _check_fields(task, problem)
                 if problem.id in seen:
                     raise TaskError(
                         f"task {task.name} gives two problems the id {problem.id!r}: ids are "
