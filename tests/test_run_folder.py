@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fst_jax.config import Config, TrainSettings
+from fst_jax.config import Config, TrackingSettings, TrainSettings
 from fst_jax.errors import RunError
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import load_file
@@ -70,3 +70,19 @@ def test_a_place_that_cannot_be_written(config, tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError):
         RunFolder.of(config).create(config)
+
+
+def test_who_watches_and_how_the_reflector_is_reached_may_change(config):
+    folder = RunFolder.of(config)
+    folder.create(config)
+    folder.check(replace(config, tracking=TrackingSettings(tensorboard=True)))
+    folder.check(replace(config, fast=replace(config.fast, lm_url="http://elsewhere/v1")))
+    with pytest.raises(RunError, match="fast.lm_model"):
+        folder.check(replace(config, fast=replace(config.fast, lm_model="another")))
+
+
+def test_an_output_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is not a folder to write to"):
+        config = Config(name="try", output=str(tmp_path / "file"))
+        RunFolder.of(config).check(config)

@@ -242,7 +242,9 @@ plain = strategies.recursive(
 
 
 @given(
-    strategies.dictionaries(texts, plain, max_size=4), texts, strategies.floats(0, exclude_min=True)
+    strategies.dictionaries(texts, plain, max_size=4),
+    texts,
+    strategies.floats(0, exclude_min=True, allow_infinity=False),
 )
 @hypothesis_settings(max_examples=60, deadline=None)
 def test_yaml_gives_every_config_back(tmp_path_factory, options, prompt, rate):

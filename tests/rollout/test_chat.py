@@ -1,5 +1,7 @@
 """The evolved prompt enters as the system message; only ids travel afterwards."""
 
+import copy
+
 import pytest
 
 from fst_jax.errors import ModelError
@@ -68,3 +70,11 @@ def test_a_model_without_an_end_is_refused(tokenizer, monkeypatch):
     with pytest.raises(ModelError, match="no end-of-sequence token: add eos_token"):
         Chat(tokenizer)
     assert Chat(tokenizer, stop_ids=[2]).stop_ids == (2,)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no system role') }}"])
+def test_a_template_that_cannot_be_rendered_is_named(tokenizer, template):
+    broken = copy.copy(tokenizer)
+    broken.chat_template = template
+    with pytest.raises(ModelError, match="chat template cannot be rendered"):
+        Chat(broken).encode([USER], "Think.")

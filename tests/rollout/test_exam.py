@@ -1,5 +1,7 @@
 """Contexts and rewards of a task in a model's chat format."""
 
+from typing import Any
+
 import pytest
 
 from fst_jax.errors import ConfigError, TaskError
@@ -65,3 +67,11 @@ def test_rewards_outside_the_unit_interval_are_refused(chat: Chat, reward: float
 def test_what_a_task_raises_names_task_and_problem(chat: Chat) -> None:
     with pytest.raises(TaskError, match="echo raised in score.* 'p': KeyError"):
         Exam(Echo(), chat, 500, 0).judge(Problem("p", "q", "a"), "text")
+
+
+@pytest.mark.parametrize("messages", ["text", None, [], [{"role": "user", "text": "q"}], ["q"]])
+def test_what_is_no_conversation_is_refused(chat: Chat, messages: Any) -> None:
+    task = Echo()
+    task.render = lambda problem: messages  # type: ignore[method-assign]
+    with pytest.raises(TaskError, match="list of messages"):
+        Exam(task, chat, 500, 0).context(problem(1), "Answer.")

@@ -30,6 +30,9 @@ class Twice(Mine):
 class Dicts(Mine):
     def problems(self, split): return [{"id": 1}]
 
+class Numbered(Mine):
+    def problems(self, split): return [Problem(split, "q", 1)]
+
 class Raises(Mine):
     def problems(self, split): raise OSError("no such disk")
 
@@ -119,6 +122,7 @@ def test_a_users_task(folder, entry_point):
         ("my_task:Nameless", "needs a text attribute 'name'"),
         ("my_task:Twice", "two problems the id 'same'"),
         ("my_task:Dicts", "must hold .*Problem, not dict"),
+        ("my_task:Numbered", "answer of problem 'train' must be text, not int"),
         ("my_task:Raises", r"mine raised in problems\('train'\): OSError: no such disk"),
         ("syntax:Mine", "importing it raised SyntaxError"),
         ("needy:Mine", "imports a_missing_library, which is not installed"),
