@@ -4,24 +4,26 @@ import json
 from typing import Any
 
 from fst_jax.config import Config
-from fst_jax.fast.pool import Pool
+from fst_jax.journal import Progress
 from fst_jax.run_folder import RunFolder
 
 COLUMN = 16
 
 
-def print_summary(folder: RunFolder, config: Config, pool: Pool, finished: bool) -> None:
+def print_summary(folder: RunFolder, config: Config, progress: Progress) -> None:
     """Print the four quadrants, the seed beside the evolved prompts, and where the files are."""
     print()
-    if not finished:
-        print(f"stopped after step {pool_step(folder)} of {config.train.steps}; to go on:")
+    if not progress.finished:
+        print(f"stopped after step {progress.step} of {config.train.steps}; to go on:")
         print(f"  python -m fst_jax.train --config {folder.config}")
         return
     evaluations = [event for event in _events(folder) if event["event"] == "eval"]
     print("\n".join(quadrants(evaluations)))
     if config.fast.enabled:
-        print("\nseed prompt\n" + _indented(pool.seed.text))
-        for rank, prompt in enumerate({p.id: p for p in pool.active_prompts}.values(), start=1):
+        print("\nseed prompt\n" + _indented(progress.pool.seed.text))
+        for rank, prompt in enumerate(
+            {p.id: p for p in progress.pool.active_prompts}.values(), start=1
+        ):
             source = "the seed itself" if prompt.origin == "seed" else f"by {prompt.origin}"
             print(f"\nprompt {rank} ({source}, {prompt.mean_score:.3f} on its anchors)")
             print(_indented(prompt.text))
@@ -47,11 +49,6 @@ def quadrants(evaluations: list[dict[str, Any]]) -> list[str]:
 
 def _cell(event: dict[str, Any] | None) -> str:
     return "–" if event is None else f"{event['mean_at_k']:.3f}"
-
-
-def pool_step(folder: RunFolder) -> int:
-    """The last step that metrics.jsonl holds."""
-    return max((event["step"] for event in _events(folder)), default=0)
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:

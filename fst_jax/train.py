@@ -66,6 +66,12 @@ def train(config: Config) -> None:
         journal.log("eval", {"weights": name, "context": context, **evaluator(params, prompts)})
         actor.take_spent()
 
+    def held_out_now() -> None:
+        if learner:
+            held_out(weights(), "trained", "seed")
+        if config.fast.enabled:
+            held_out(weights(), "trained" if learner else "base", "pool")
+
     with StopRequest() as stop:
         if not journal.resumed:
             held_out(base, "base", "seed")
@@ -82,33 +88,27 @@ def train(config: Config) -> None:
                 evolve_s = time.monotonic() - start
                 journal.fast_round(report, actor.take_spent(), evolve_s)
 
+            progress.step += 1
             if learner:
                 groups = sample_groups(config, actor, order.minibatch(step), progress.pool, step)
                 start = time.monotonic()
                 metrics = slow_step(config, learner, groups)  # one CISPO step on θ
                 seconds = {"train": time.monotonic() - start, "sync": sync_s, "evolve": evolve_s}
-                progress.step += 1
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
-            else:
-                progress.step += 1
             if due(progress.step, config.eval.every, config.train.steps):
-                if learner:
-                    held_out(weights(), "trained", "seed")
-                if config.fast.enabled:
-                    held_out(weights(), "trained" if learner else "base", "pool")
+                held_out_now()
             if due(progress.step, config.checkpoint.every, config.train.steps):
                 journal.checkpoint()
 
-        if progress.step == config.train.steps and not progress.finished:
-            for name, params in (("base", base), ("trained", weights())):
-                if name == "trained" and learner:
-                    held_out(params, name, "seed")
-                if config.fast.enabled and (name == "base" or learner):
-                    held_out(params, name, "pool")
-            progress.finished = True
-        journal.checkpoint()
+        if not progress.finished:
+            if progress.step == config.train.steps:
+                if learner and config.fast.enabled:
+                    held_out(base, "base", "pool")
+                held_out_now()
+                progress.finished = True
+            journal.checkpoint()
     journal.close()
-    print_summary(journal.folder, config, progress.pool, progress.finished)
+    print_summary(journal.folder, config, progress)
 
 
 def sync(actor: Actor, params: Any, version: int) -> float:
