@@ -179,6 +179,11 @@ class EvalSettings:
 class CheckpointSettings:
     every: int = setting(10, "Steps between checkpoints; 0: only at the end (ours).")
     keep: int = setting(2, "Newest checkpoints kept (ours).")
+    export_every: int = setting(
+        0,
+        "Steps between weights that are kept for good, exports/<step>/, each a Hugging Face folder "
+        "that model.path may name; 0: none, export/ alone holds the newest (ours).",
+    )
 
 
 @dataclass(frozen=True)
@@ -311,6 +316,7 @@ _MINIMA = {
     "eval.samples": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
+    "checkpoint.export_every": 0,
 }
 _POSITIVE = (
     "rollout.temperature",

@@ -7,8 +7,10 @@ learner's state are everything there is to save.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -166,11 +168,12 @@ class Journal:
             "elapsed_s": self._metrics.elapsed_s,
         }
         self._checkpoints.save(self.progress.step, self._arrays(), host)
-        if self._learner is not None:
-            save_model(
-                self.folder.export, self._learner.params, self._inputs.model, self._inputs.folder
-            )
+        self._export(self.folder.export)
         self._checkpoints.wait()
+
+    def keep_weights(self) -> None:
+        """Write θ as exports/<step>/; before the step's checkpoint, or a kill could skip it."""
+        self._export(self.folder.exports / str(self.progress.step))
 
     def close(self) -> None:
         """Finish writing."""
@@ -181,12 +184,18 @@ class Journal:
         """The sharded state; a frozen model has none but must not be an empty tree."""
         return tuple(self._learner.state) if self._learner else (jnp.zeros(()),)
 
+    def _export(self, folder: Path) -> None:
+        if self._learner is not None:
+            save_model(folder, self._learner.params, self._inputs.model, self._inputs.folder)
+
     def _drop_later_files(self) -> None:
-        """Remove pool and sample files of steps that the resumed run will do again."""
-        for folder in (self.folder.pool, self.folder.samples):
-            for path in folder.glob("*.json*"):
-                if not path.stem.isdigit() or int(path.stem) > self.progress.step:
-                    path.unlink()
+        """Remove pools, samples and exports of steps that are done from now on, or again."""
+        done = self.progress.step if self.resumed else -1
+        for folder in (self.folder.pool, self.folder.samples, self.folder.exports):
+            for path in folder.glob("*"):
+                if path.stem.isdigit() and int(path.stem) <= done:
+                    continue
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _sample(rollout: Rollout) -> dict[str, Any]:

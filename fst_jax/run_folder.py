@@ -50,6 +50,10 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def exports(self) -> Path:
+        return self.path / "exports"
+
+    @property
     def _draft(self) -> Path:
         return self.path / "config.yaml.tmp"
 

@@ -95,10 +95,13 @@ def train(config: Config) -> None:
                 metrics = slow_step(config, learner, groups)  # one CISPO step on θ
                 seconds = {"train": time.monotonic() - start, "sync": sync_s, "evolve": evolve_s}
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
-            if due(progress.step, config.eval.every, config.train.steps):
-                held_out_now()
-            if due(progress.step, config.checkpoint.every, config.train.steps):
-                journal.checkpoint()
+            if due(progress.step, config.checkpoint.export_every):
+                journal.keep_weights()
+            if progress.step < config.train.steps:  # the end has its own
+                if due(progress.step, config.eval.every):
+                    held_out_now()
+                if due(progress.step, config.checkpoint.every):
+                    journal.checkpoint()
 
         if not progress.finished:
             if progress.step == config.train.steps:
@@ -178,9 +181,9 @@ def generator(config: Config, purpose: str, step: int) -> np.random.Generator:
     return np.random.default_rng([config.seed, zlib.crc32(purpose.encode()), step])
 
 
-def due(step: int, every: int, steps: int) -> bool:
-    """Whether something done every so many steps is done now; the end has its own."""
-    return every > 0 and step % every == 0 and step < steps
+def due(step: int, every: int) -> bool:
+    """Whether something done every so many steps, 0 for never, is done after this one."""
+    return every > 0 and step % every == 0
 
 
 def main(arguments: list[str]) -> None:

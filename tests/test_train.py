@@ -53,6 +53,9 @@ def test_run_folder(finished: Path) -> None:
     assert len((folder / "samples/1.jsonl").read_text().splitlines()) == 2 * 4
     assert (folder / "config.yaml").is_file()
     load_model(folder / "export")
+    kept = sorted((folder / "exports").iterdir())
+    assert [path.name for path in kept] == ["3"]
+    load_model(kept[0])
 
 
 def test_no_compilation_after_the_first_cycles(finished: Path) -> None:
@@ -143,7 +146,7 @@ def test_killed_run_resumes_as_if_undisturbed(
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     assert untimed(tmp_path / "ci_tiny") == untimed(finished / "ci_tiny")
-    for name in ("export/model.safetensors", "pool/2.json"):
+    for name in ("export/model.safetensors", "exports/3/model.safetensors", "pool/2.json"):
         ours, theirs = (folder / "ci_tiny" / name for folder in (tmp_path, finished))
         assert ours.read_bytes() == theirs.read_bytes()
 
