@@ -29,8 +29,11 @@ from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
 from fst_jax.slow.drift import drift
 from fst_jax.slow.packing import Sample, completions_per_row, pack
+from fst_jax.tasks.stream import stages_of
+from fst_jax.tasks.task import Problem
 from fst_jax.tracking import ConsoleTracker
 
+SHOWN_PROBLEMS = 8  # a rollout of each of the first is kept to be read
 DRIFT_ROLLOUTS = 64  # KL is exact at each of their tokens, so few rollouts give many figures
 
 
@@ -45,17 +48,31 @@ class Evaluator:
         """`base` are the parameters that drift is measured from."""
         self._config, self._mesh, self._actor = config, inputs.mesh, actor
         self._graphdef, self._base = graphdef, base
-        test = inputs.exam.task.problems("test")
-        first = (test[i] for i in range(min(config.eval.problems, len(test))))
-        self._problems = [problem for problem in first if inputs.exam.fits(problem)]
+        self._held_out: dict[str, list[Problem]] = {}  # by task; a stream has several
+        for stage in stages_of(inputs.exam.task):
+            first = (stage.test[i] for i in range(min(config.eval.problems, len(stage.test))))
+            self._held_out[stage.label] = [p for p in first if inputs.exam.fits(p)]
 
-    def __call__(self, params: Any, prompts: Sequence[str]) -> dict[str, Any]:
-        """mean@k, best@k, KL to base and entropy of `params`, which the engine serves."""
+    def __call__(
+        self, params: Any, prompts: Sequence[str]
+    ) -> list[tuple[dict[str, Any], list[Rollout]]]:
+        """For each task: mean@k, best@k, KL to base and entropy, and a few rollouts to look at.
+
+        `params` are those that the engine serves.
+        """
+        return [
+            self._measure(task, problems, params, prompts)
+            for task, problems in self._held_out.items()
+        ]
+
+    def _measure(
+        self, task: str, problems: Sequence[Problem], params: Any, prompts: Sequence[str]
+    ) -> tuple[dict[str, Any], list[Rollout]]:
         settings, rollout, k = self._config.eval, self._config.rollout, self._config.eval.samples
         spread = math.gcd(k, len(prompts))  # prompts per problem; which ones rotates
         pairs = [
             (problem, prompts[(i * spread + j) % len(prompts)])
-            for i, problem in enumerate(self._problems)
+            for i, problem in enumerate(problems)
             for j in range(spread)
         ]
         groups = self._actor.roll_out(
@@ -74,8 +91,8 @@ class Evaluator:
             per_row,
             whole_shards(self._config.slow.micro_batch_rows, self._mesh),
         )
-        return {
-            "task": self._actor.exam.task.name,
+        values = {
+            "task": task,
             "mean_at_k": float(rewards.mean()),
             "best_at_k": float(rewards.max(axis=1).mean()),
             "k": k,
@@ -89,6 +106,7 @@ class Evaluator:
                 head_chunk=self._config.slow.head_chunk,
             ),
         }
+        return values, [group[0] for group in groups[: SHOWN_PROBLEMS * spread : spread]]
 
 
 def _unlabelled(rollout: Rollout) -> Sample:
@@ -117,10 +135,9 @@ def main(arguments: list[str]) -> None:
     for version, (name, params) in enumerate(weights.items()):
         for context, prompts in contexts.items():
             actor.engine.update_weights(params, version)
-            values = evaluator(params, prompts)
-            tracker.log(
-                "eval", pool.step if pool else 0, {"weights": name, "context": context, **values}
-            )
+            for values, _ in evaluator(params, prompts):
+                values = {"weights": name, "context": context, **values}
+                tracker.log("eval", pool.step if pool else 0, values)
 
 
 def newest_pool(folder: Path) -> Pool | None:

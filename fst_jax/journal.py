@@ -117,7 +117,7 @@ class Journal:
         totals.tokens_generated += spent.tokens
         totals.reflection_calls += report.reflection_calls
         values = {name: value for name, value in vars(report).items() if name != "rollouts"}
-        cycle = self.progress.step // self._config.fast.cycle_steps
+        cycle = self.progress.pool.rounds - 1
         self.log("evolve", {"cycle": cycle, **values, "seconds": seconds})
         self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
 
@@ -152,13 +152,13 @@ class Journal:
                 "weight_version": self.progress.step,
             },
         )
-        lines = [
-            json.dumps(_sample(rollout), ensure_ascii=False) + "\n"
-            for group in groups[:SAMPLED_PROBLEMS]
-            for rollout in group
-        ]
-        path = self.folder.samples / f"{self.progress.step}.jsonl"
-        path.write_text("".join(lines), encoding="utf-8")
+        shown = [rollout for group in groups[:SAMPLED_PROBLEMS] for rollout in group]
+        self._show("step", shown, {})
+
+    def evaluation(self, values: dict[str, Any], shown: Sequence[Rollout]) -> None:
+        """Record an evaluation: its event, and `shown` in samples/<step>.jsonl."""
+        self.log("eval", values)
+        self._show("eval", shown, {key: values[key] for key in ("task", "weights", "context")})
 
     def checkpoint(self) -> None:
         """Save everything a resumed run needs, and θ as a Hugging Face folder in export/."""
@@ -179,6 +179,13 @@ class Journal:
         """Finish writing."""
         self._checkpoints.close()
         self._trackers.close()
+
+    def _show(self, event: str, rollouts: Sequence[Rollout], origin: dict[str, Any]) -> None:
+        """Append rollouts to the step's samples, for a reader."""
+        origin = {"event": event, "step": self.progress.step, **origin}
+        with open(self.folder.samples / f"{self.progress.step}.jsonl", "a", encoding="utf-8") as f:
+            for rollout in rollouts:
+                f.write(json.dumps(origin | _sample(rollout), ensure_ascii=False) + "\n")
 
     def _arrays(self) -> Any:
         """The sharded state; a frozen model has none but must not be an empty tree."""

@@ -28,6 +28,7 @@ from fst_jax.rollout.local import LocalEngine
 from fst_jax.rollout.rollouts import Actor
 from fst_jax.slow.learner import Learner
 from fst_jax.tasks.registry import load_task
+from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Task
 from fst_jax.tracking import check_extras
 
@@ -79,24 +80,32 @@ def read_inputs(config: Config) -> Inputs:
 
 
 def _exam(config: Config, task: Task, chat: Chat) -> Exam:
-    """The exam, tried on the first problems of both splits."""
+    """The exam, tried on the first problems of both splits of every stage."""
     longest_prompt = config.fast.max_prompt_tokens if config.fast.enabled else 0
     exam = Exam(task, chat, config.rollout.max_prompt_tokens, longest_prompt)
-    for problems in (task.problems("train"), task.problems("test")):
+    stages = stages_of(task)
+    before_last = sum(stage.steps for stage in stages[:-1])
+    if before_last >= config.train.steps:
+        raise ConfigError(
+            f"train.steps = {config.train.steps} ends before the last stage of the stream, "
+            f"{stages[-1].label}, begins at step {before_last}: raise it, or shorten the stages"
+        )
+    for problems in (split for stage in stages for split in (stage.train, stage.test)):
         tried = [problems[i] for i in range(min(len(problems), TRIED_PROBLEMS))]
         for problem in tried:
             exam.context(problem, task.seed_prompt)
         exam.judge(tried[0], "")
-        if exam.context(tried[0], "A") == exam.context(tried[0], "B"):
+        if exam.context(tried[0], "A") == exam.context(tried[0], ""):
             raise ModelError(
                 "the model's chat template drops the system message, so no prompt would reach the "
                 "model: use one that renders it"
             )
         if not any(exam.fits(problem) for problem in tried):
             raise ConfigError(
-                f"no problem of task {task.name} would leave room for a prompt of "
-                f"fast.max_prompt_tokens = {longest_prompt} within rollout.max_prompt_tokens = "
-                f"{exam.max_prompt_tokens}: lower the first or raise the second"
+                f"no problem like {tried[0].id!r} of task {task.name} would leave room for a "
+                f"prompt of fast.max_prompt_tokens = {longest_prompt} within "
+                f"rollout.max_prompt_tokens = {exam.max_prompt_tokens}: lower the first or raise "
+                "the second"
             )
     return exam
 

@@ -18,7 +18,12 @@ def print_summary(folder: RunFolder, config: Config, progress: Progress) -> None
         print(f"  python -m fst_jax.train --config {folder.config}")
         return
     evaluations = [event for event in _events(folder) if event["event"] == "eval"]
-    print("\n".join(quadrants(evaluations)))
+    tasks = dict.fromkeys(event["task"] for event in evaluations)
+    for task in tasks:
+        if len(tasks) > 1:
+            print(f"\n{task}")
+        own = [event for event in evaluations if event["task"] == task]
+        print("\n".join(quadrants(own)))
     if config.fast.enabled:
         print("\nseed prompt\n" + _indented(progress.pool.seed.text))
         for rank, prompt in enumerate(

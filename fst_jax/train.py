@@ -30,6 +30,7 @@ from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
 from fst_jax.journal import Journal
 from fst_jax.parts import load_weights, make_actor, make_learner, read_inputs
+from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
@@ -37,7 +38,8 @@ from fst_jax.slow.groups import group_metrics, samples_of
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.packing import completions_per_row, pack
 from fst_jax.summary import print_summary
-from fst_jax.tasks.order import ProblemOrder
+from fst_jax.tasks.order import ProblemOrder, StagedOrder
+from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Problem
 
 
@@ -51,9 +53,7 @@ def train(config: Config) -> None:
     reflector = reflector_for(config.fast, exam.chat.count)  # π_ref
     validator = Validator(exam.chat.count, exam.chat.control_tokens, config.fast.max_prompt_tokens)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
-    order = ProblemOrder(  # D
-        exam.task.problems("train"), config.rollout.problems_per_step, config.seed, exam.fits
-    )
+    order = problem_order(config, exam)  # D
     journal = Journal(config, inputs, learner)
     progress = journal.progress  # the step, and Φ = {φ_seed} at first
 
@@ -63,7 +63,8 @@ def train(config: Config) -> None:
     def held_out(params: Any, name: str, context: str) -> None:
         prompts = [exam.task.seed_prompt] if context == "seed" else texts(progress.pool)
         actor.engine.update_weights(params, progress.step)
-        journal.log("eval", {"weights": name, "context": context, **evaluator(params, prompts)})
+        for values, shown in evaluator(params, prompts):
+            journal.evaluation({"weights": name, "context": context, **values}, shown)
         actor.take_spent()
 
     def held_out_now() -> None:
@@ -79,7 +80,7 @@ def train(config: Config) -> None:
             step, evolve_s = progress.step, 0.0
             sync_s = sync(actor, weights(), step)
 
-            if config.fast.enabled and step % config.fast.cycle_steps == 0:
+            if config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps):
                 anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
                 start = time.monotonic()
                 progress.pool, report = fast_round(  # Φ_c → Φ_c+1, anchored on L_c
@@ -112,6 +113,13 @@ def train(config: Config) -> None:
             journal.checkpoint()
     journal.close()
     print_summary(journal.folder, config, progress)
+
+
+def problem_order(config: Config, exam: Exam) -> StagedOrder:
+    """The minibatches of the run, stage by stage; any task but a stream is one stage."""
+    stages, per_step = stages_of(exam.task), config.rollout.problems_per_step
+    orders = [ProblemOrder(stage.train, per_step, config.seed, exam.fits) for stage in stages]
+    return StagedOrder(orders, [stage.steps for stage in stages])
 
 
 def sync(actor: Actor, params: Any, version: int) -> float:

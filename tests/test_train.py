@@ -1,5 +1,6 @@
 """Whole runs of Algorithm 1 on a tiny model: what they write, how they resume, what they refuse."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from fst_jax.fast.pool import Pool
 from fst_jax.models.huggingface import load_model
 from tests.helpers import tiny_model_folder
-from tests.tiny_run import arguments, events, run
+from tests.tiny_run import arguments, events, run, samples
 
 ROOT = Path(__file__).parents[1]
 STEP_KEYS = {
@@ -50,7 +51,14 @@ def test_run_folder(finished: Path) -> None:
     for step in (0, 2):
         pool = Pool.load(folder / f"pool/{step}.json")
         assert len(pool.active) == 2 and pool.seed.text == "Answer."
-    assert len((folder / "samples/1.jsonl").read_text().splitlines()) == 2 * 4
+    assert [line["event"] for line in samples(folder, 1)] == ["step"] * 2 * 4
+    looked = [line for line in samples(folder, 2) if line["event"] == "eval"]
+    # One rollout of each of the 8 held-out problems, under the seed prompt and under the pool.
+    assert [line["context"] for line in looked] == ["seed"] * 8 + ["pool"] * 8
+    assert [line["problem"] for line in looked] == [f"test{i}" for i in range(8)] * 2
+    assert {line["weights"] for line in samples(folder, 0)} == {"base"}
+    shown = {"step", "task", "question", "prompt", "text", "reward", "feedback", "category"}
+    assert all(shown <= line.keys() for line in looked)
     assert (folder / "config.yaml").is_file()
     load_model(folder / "export")
     kept = sorted((folder / "exports").iterdir())
@@ -108,6 +116,42 @@ def test_prompt_only(
     assert all(event["kl_to_base"] == 0 for event in evaluations)
 
 
+def test_a_stream_carries_on_from_stage_to_stage(
+    model: Path,
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    letters = f"{task}:Letters"
+    stages = [
+        {"entry_point": letters, "steps": 3},
+        {"entry_point": letters, "steps": 9, "label": "again"},
+    ]
+    config = tmp_path / "stream.yaml"
+    text = task.with_suffix(".yaml").read_text()
+    options = json.dumps({"name": "stream", "options": {"stages": stages}})
+    config.write_text(text.replace("task: {}", f"task: {options}"))
+    argv = ["--config", str(config), "--model.path", str(model), "--output", str(tmp_path)]
+    assert run(monkeypatch, [*argv, "--train.steps", "3"]) == 2
+    assert "before the last stage of the stream, again, begins at step 3" in capsys.readouterr().err
+    assert run(monkeypatch, argv) == 0
+    folder = tmp_path / "ci_tiny"
+    found = events(folder)
+    # A cycle is 2 steps, but the second one ends with its stage.
+    rounds = [event for event in found if event["event"] == "evolve"]
+    assert [(event["cycle"], event["step"]) for event in rounds] == [(0, 0), (1, 2), (2, 3)]
+    pools = [Pool.load(folder / f"pool/{step}.json") for step in (0, 2, 3)]
+    stage_of = [{problem.split("/")[0] for problem in pool.seed.scores} for pool in pools]
+    assert stage_of == [{"letters"}, {"letters"}, {"again"}]
+    looks = [(e["step"], e["task"], e["weights"], e["context"]) for e in found if "mean_at_k" in e]
+    assert len(looks) == len(set(looks)) == 2 * (1 + 2 + 3)  # before, at step 2, at the end
+    assert {look[:2] for look in looks} == {(s, t) for s in (0, 2, 4) for t in ("letters", "again")}
+    trained = [p for step in (3, 4) for p in samples(folder, step) if p["event"] == "step"]
+    assert [p["problem"].split("/")[0] for p in trained] == ["letters"] * 8 + ["again"] * 8
+    assert "\nagain\nheld-out reward" in capsys.readouterr().out
+
+
 def start(argv: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "fst_jax.train", *argv],
@@ -146,7 +190,9 @@ def test_killed_run_resumes_as_if_undisturbed(
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     assert untimed(tmp_path / "ci_tiny") == untimed(finished / "ci_tiny")
-    for name in ("export/model.safetensors", "exports/3/model.safetensors", "pool/2.json"):
+    files = [f"samples/{step}.jsonl" for step in range(5)]
+    files += ["export/model.safetensors", "exports/3/model.safetensors", "pool/2.json"]
+    for name in files:
         ours, theirs = (folder / "ci_tiny" / name for folder in (tmp_path, finished))
         assert ours.read_bytes() == theirs.read_bytes()
 

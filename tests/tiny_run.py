@@ -70,6 +70,11 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def samples(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of one file of samples."""
+    return [json.loads(line) for line in (folder / f"samples/{step}.jsonl").open()]
+
+
 @pytest.fixture(scope="session")
 def finished(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of one complete run, `ci_tiny`."""

@@ -5,7 +5,9 @@ The order is a permutation drawn anew for every pass over the problems from
 a resumed run needs to know its step, nothing more.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -49,3 +51,37 @@ class ProblemOrder:
             if self._usable(problem):
                 return problem
         raise TaskError("no problem of the task fits into rollout.max_prompt_tokens: raise it")
+
+
+class StagedOrder:
+    """`ProblemOrder`s that take turns: each for its number of steps, the last without end.
+
+    A cycle of the fast weights never crosses into the next stage: it would be
+    anchored on problems that it does not train on.
+    """
+
+    def __init__(self, orders: Sequence[ProblemOrder], steps: Sequence[int]):
+        """`steps` holds the length of each stage; that of the last does not matter."""
+        self._orders = orders
+        self._starts = [0, *accumulate(steps[:-1])]
+
+    def minibatch(self, step: int) -> list[Problem]:
+        """B_t: the problems of step `step`, counted from 0."""
+        stage, within = self._at(step)
+        return self._orders[stage].minibatch(within)
+
+    def begins_cycle(self, step: int, cycle_steps: int) -> bool:
+        """Whether a fast round comes before step `step`: every T steps of a stage."""
+        return self._at(step)[1] % cycle_steps == 0
+
+    def look_ahead(self, step: int, steps: int) -> list[Problem]:
+        """L_c: the distinct problems of the next `steps` minibatches, as far as the stage goes."""
+        stage, within = self._at(step)
+        if stage + 1 < len(self._starts):
+            steps = min(steps, self._starts[stage + 1] - step)
+        return self._orders[stage].look_ahead(within, steps)
+
+    def _at(self, step: int) -> tuple[int, int]:
+        """The stage that a step falls in, and the step counted from the stage's start."""
+        stage = bisect_right(self._starts, step) - 1
+        return stage, step - self._starts[stage]

@@ -14,6 +14,7 @@ BUILT_IN = {
     "star_graph": "fst_jax.tasks.star_graph:StarGraph",
     "reasoning_gym": "fst_jax.tasks.reasoning_gym:ReasoningGym",
     "jsonl": "fst_jax.tasks.jsonl:Jsonl",
+    "stream": "fst_jax.tasks.stream:Stream",
 }
 _CHECKED_IDS = 10_000  # a split may be endless in effect; longer ones are checked so far
 
@@ -44,7 +45,8 @@ def _built_in(settings: TaskSettings) -> Task:
         )
     module, _, name = BUILT_IN[settings.name].partition(":")
     constructor = getattr(importlib.import_module(module), name)
-    reserved = {"timeout_s": settings.timeout_s} if settings.name == "reasoning_gym" else {}
+    scores_apart = settings.name in ("reasoning_gym", "stream")
+    reserved = {"timeout_s": settings.timeout_s} if scores_apart else {}
     check_options(constructor, settings.options, settings.name, tuple(reserved))
     return constructor(**settings.options, **reserved)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_jax.errors import TaskError
-from fst_jax.tasks.order import ProblemOrder
+from fst_jax.tasks.order import ProblemOrder, StagedOrder
 from fst_jax.tasks.task import Problem
 
 
@@ -52,3 +52,23 @@ def test_problems_that_do_not_fit_are_passed_over() -> None:
     assert {int(id) % 2 for id in seen} == {0} and len(seen) == 20
     with pytest.raises(TaskError, match="fits into"):
         ProblemOrder(problems(3), 1, seed=2, usable=lambda problem: False).minibatch(0)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 5), st.integers(0, 30))
+def test_stages_take_turns_and_no_cycle_crosses_a_border(
+    lengths: list[int], cycle: int, step: int
+) -> None:
+    orders = [
+        ProblemOrder([Problem(f"{stage}/{i}", "", "") for i in range(7)], 3, seed=0)
+        for stage in range(len(lengths))
+    ]
+    staged = StagedOrder(orders, lengths)
+    borders = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+    stage = sum(border <= step for border in borders)
+    within = step - ([0, *borders])[stage]
+    assert staged.minibatch(step) == orders[stage].minibatch(within)
+    assert {p.id[0] for p in staged.look_ahead(step, cycle)} == {str(stage)}
+    assert staged.begins_cycle(step, cycle) == (within % cycle == 0)
+    end = min([step + cycle, *(border for border in borders if border > step)])
+    coming = {p.id for t in range(step, end) for p in staged.minibatch(t)}
+    assert {p.id for p in staged.look_ahead(step, cycle)} == coming
