@@ -77,7 +77,7 @@ class Evaluator:
         ]
         groups = self._actor.roll_out(
             pairs,
-            k // spread,
+            [k // spread] * len(pairs),
             Sampling(rollout.max_new_tokens, settings.temperature, settings.top_p),
             np.random.default_rng([self._config.seed, len(pairs)]),
         )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from fst_jax.config import Config
 from fst_jax.fast.evolve import EvolveReport
 from fst_jax.fast.pool import Pool
+from fst_jax.fast.reuse import Leftovers
 from fst_jax.models.huggingface import save_model
 from fst_jax.parallel.chips import utilisation
 from fst_jax.parts import Inputs
@@ -35,7 +36,7 @@ SAMPLED_PROBLEMS = 2  # problems per step whose rollouts are written to samples/
 class Totals:
     """What a run has spent so far."""
 
-    rollouts: int = 0  # of RL groups
+    rollouts: int = 0  # of RL groups, those that they reuse left out
     evolve_rollouts: int = 0  # of fast rounds: minibatches, anchors, carried prompts
     reflection_calls: int = 0
     tokens_generated: int = 0
@@ -49,6 +50,7 @@ class Progress:
     pool: Pool
     step: int = 0  # RL steps done
     finished: bool = False
+    leftovers: Leftovers = field(default_factory=Leftovers)
     totals: Totals = field(default_factory=Totals)
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Progress:
             "pool": self.pool.to_json(),
             "step": self.step,
             "finished": self.finished,
+            "leftovers": self.leftovers.to_json(),
             "totals": asdict(self.totals),
         }
 
@@ -65,6 +68,7 @@ class Progress:
             Pool.from_json(data["pool"], "the checkpoint's pool"),
             data["step"],
             data["finished"],
+            Leftovers.from_json(data["leftovers"]),
             Totals(**data["totals"]),
         )
 
@@ -142,6 +146,7 @@ class Journal:
             {
                 **metrics,
                 "mfu": utilisation(metrics["flops"], seconds["train"]),
+                "reused_rollouts": sum(map(len, groups)) - spent.rollouts,
                 "rollouts_total": totals.rollouts,
                 "evolve_rollouts_total": totals.evolve_rollouts,
                 "reflection_calls_total": totals.reflection_calls,

@@ -26,9 +26,10 @@ from fst_jax.evaluate import Evaluator
 from fst_jax.fast.evolve import EvolveReport, evolve
 from fst_jax.fast.pool import Pool
 from fst_jax.fast.reflect import Reflector, reflector_for
+from fst_jax.fast.reuse import Leftovers
 from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
-from fst_jax.journal import Journal
+from fst_jax.journal import Journal, Progress
 from fst_jax.parts import load_weights, make_actor, make_learner, read_inputs
 from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
@@ -86,12 +87,14 @@ def train(config: Config) -> None:
                 progress.pool, report = fast_round(  # Φ_c → Φ_c+1, anchored on L_c
                     config, actor, progress.pool, anchors, reflector, validator, step
                 )
+                if config.fast.reuse:
+                    progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
                 evolve_s = time.monotonic() - start
                 journal.fast_round(report, actor.take_spent(), evolve_s)
 
             progress.step += 1
             if learner:
-                groups = sample_groups(config, actor, order.minibatch(step), progress.pool, step)
+                groups = sample_groups(config, actor, order.minibatch(step), progress, step)
                 start = time.monotonic()
                 metrics = slow_step(config, learner, groups)  # one CISPO step on θ
                 seconds = {"train": time.monotonic() - start, "sync": sync_s, "evolve": evolve_s}
@@ -130,13 +133,20 @@ def sync(actor: Actor, params: Any, version: int) -> float:
 
 
 def sample_groups(
-    config: Config, actor: Actor, problems: Sequence[Problem], pool: Pool, step: int
+    config: Config, actor: Actor, problems: Sequence[Problem], progress: Progress, step: int
 ) -> list[list[Rollout]]:
-    """G rollouts of each problem, G/K under each of the K prompts: one group a problem."""
+    """G rollouts of each problem, G/K under each of the K prompts: one group a problem.
+
+    What the fast round left over is claimed first.
+    """
     each = config.rollout.group_size // config.population
-    pairs = [(problem, prompt) for problem in problems for prompt in texts(pool)]
-    sampled = actor.roll_out(pairs, each, training(config), generator(config, "groups", step))
-    rollouts = [rollout for of_pair in sampled for rollout in of_pair]
+    pairs = [(problem, prompt) for problem in problems for prompt in texts(progress.pool)]
+    claimed = [progress.leftovers.claim(problem, prompt, each) for problem, prompt in pairs]
+    rest = [each - len(of_pair) for of_pair in claimed]
+    sampled = actor.roll_out(pairs, rest, training(config), generator(config, "groups", step))
+    rollouts: list[Rollout] = []
+    for reused, fresh in zip(claimed, sampled, strict=True):
+        rollouts += [*reused, *fresh]
     size = config.rollout.group_size
     return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
 
@@ -167,7 +177,8 @@ def fast_round(
     rng = generator(config, "evolve", step)
 
     def roll_out(pairs: Sequence[tuple[Problem, str]]) -> list[Rollout]:
-        return [only for (only,) in actor.roll_out(pairs, 1, training(config), rng)]
+        sampled = actor.roll_out(pairs, [1] * len(pairs), training(config), rng)
+        return [only for (only,) in sampled]
 
     return evolve(
         pool, anchors, roll_out, reflector, validator, config.fast, step, weight_version=step

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fst_jax.fast.pool import Pool
+from fst_jax.journal import Journal
 from fst_jax.models.huggingface import load_model
 from tests.helpers import tiny_model_folder
 from tests.tiny_run import arguments, events, run, samples
@@ -19,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 STEP_KEYS = {
     "reward_mean", "reward_std_within_prompt", "reward_std_across_prompts", "zero_variance_groups",
     "loss", "grad_norm", "lr", "kl_k1", "kl_k2", "kl_k3", "entropy", "clip_fraction", "ratio_max",
-    "mismatch_k3", "response_tokens_mean", "truncated_fraction", "rollouts_total",
-    "evolve_rollouts_total", "reflection_calls_total", "tokens_generated", "tokens_trained",
-    "seconds", "compiles", "weight_version", "mfu", "flops", "categories",
+    "mismatch_k3", "response_tokens_mean", "truncated_fraction", "reused_rollouts",
+    "rollouts_total", "evolve_rollouts_total", "reflection_calls_total", "tokens_generated",
+    "tokens_trained", "seconds", "compiles", "weight_version", "mfu", "flops", "categories",
 }  # fmt: skip
 
 
@@ -150,6 +151,40 @@ def test_a_stream_carries_on_from_stage_to_stage(
     trained = [p for step in (3, 4) for p in samples(folder, step) if p["event"] == "step"]
     assert [p["problem"].split("/")[0] for p in trained] == ["letters"] * 8 + ["again"] * 8
     assert "\nagain\nheld-out reward" in capsys.readouterr().out
+
+
+def test_reused_rollouts_stand_in_for_new_ones(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--fast.reuse", "true", "--fast.cycle_steps", "4", "--fast.anchors", "8"]
+    argv = arguments(model, task, tmp_path / "whole", *more, "--checkpoint.every", "1")
+    assert run(monkeypatch, argv) == 0
+    whole = tmp_path / "whole/ci_tiny"
+    steps = [event for event in events(whole) if event["event"] == "step"]
+    # The 8 anchors are the problems of the first two steps; K = 2 prompts, G/K = 2 rollouts each:
+    # one of the two is there already.
+    pool = Pool.load(whole / "pool/0.json")
+    distinct = len(set(pool.active))
+    assert [event["reused_rollouts"] for event in steps] == [4 * distinct, 4 * distinct, 0, 0]
+    assert steps[-1]["rollouts_total"] == 4 * 4 * 4 - 8 * distinct
+    assert steps[0]["mismatch_k3"] < 1e-6 and steps[0]["ratio_max"] < 1.001  # same weights still
+    assert steps[1]["mismatch_k3"] > 1e-6  # one update later
+
+    class Killed(Exception):
+        pass
+
+    def killed_in_step_2(self: Journal, *values: Any) -> None:
+        slow_step(self, *values)
+        if self.progress.step == 2:
+            raise Killed
+
+    slow_step = Journal.slow_step
+    argv[argv.index(str(tmp_path / "whole"))] = str(tmp_path / "halves")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "slow_step", killed_in_step_2)
+        run(monkeypatch, argv)
+    assert run(monkeypatch, argv) == 0
+    assert untimed(tmp_path / "halves/ci_tiny") == untimed(whole)
 
 
 def start(argv: list[str]) -> subprocess.Popen[str]:

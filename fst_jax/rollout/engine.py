@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Request:
-    """One context to continue `n` times.
+    """One context to continue `n` times; 0 is allowed and costs nothing.
 
     `top_p` = 1 and `top_k` = 0 sample from the full support, which training
     requires: a truncated distribution biases the importance ratio.

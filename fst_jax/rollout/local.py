@@ -77,7 +77,8 @@ class LocalEngine:
         """Indices of requests that go to the device together: equal n, similar length."""
         kinds: dict[tuple[int, int], list[int]] = {}
         for i, request in enumerate(requests):
-            kinds.setdefault((request.n, bucket(request.max_new_tokens)), []).append(i)
+            if request.n > 0:
+                kinds.setdefault((request.n, bucket(request.max_new_tokens)), []).append(i)
         batches = []
         for (n, _), indices in kinds.items():
             indices.sort(key=lambda i: -len(requests[i].prompt_ids))

@@ -57,11 +57,11 @@ class Actor:
     def roll_out(
         self,
         pairs: Sequence[tuple[Problem, str]],
-        n: int,
+        counts: Sequence[int],
         sampling: Sampling,
         rng: np.random.Generator,
     ) -> list[list[Rollout]]:
-        """Sample `n` completions for each (problem, prompt) pair and score them.
+        """Sample `counts[i]` completions, 0 too, for (problem, prompt) pair i and score them.
 
         Raises:
           ConfigError: a context is too long.
@@ -71,14 +71,14 @@ class Actor:
         requests = [
             Request(
                 prompt_ids=tuple(self.exam.context(problem, prompt)),
-                n=n,
+                n=count,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 stop_ids=self.exam.chat.stop_ids,
                 seed=int(rng.integers(2**31)),
             )
-            for problem, prompt in pairs
+            for (problem, prompt), count in zip(pairs, counts, strict=True)
         ]
         sampled = self.engine.generate(requests)
         middle = time.monotonic()
@@ -88,7 +88,7 @@ class Actor:
                 pairs, requests, sampled, strict=True
             )
         ]
-        self._spent.rollouts += len(pairs) * n
+        self._spent.rollouts += sum(counts)
         self._spent.tokens += sum(len(c.ids) for completions in sampled for c in completions)
         self._spent.rollout_s += middle - start
         self._spent.reward_s += time.monotonic() - middle

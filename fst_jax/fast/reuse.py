@@ -1,0 +1,90 @@
+"""Rollout reuse: what a fast round sampled on its anchors serves the RL groups first.
+
+A prompt is scored on an anchor by a rollout of the very kind that an RL group
+needs of that problem under that prompt, so the group claims it and samples the
+rest (the paper's appendix F).  Claimable are the anchor scorings of the prompts
+in use.  They were sampled at most T − 1 updates of θ ago, since the next round
+clears what is left; their recorded log-probabilities keep the importance ratio
+true.  Minibatches of proposals are left out: a child is in use because it was
+lucky on them.
+"""
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from fst_jax.fast.pool import Pool
+from fst_jax.rollout.engine import Completion
+from fst_jax.rollout.rollouts import Rollout
+from fst_jax.tasks.task import Problem, Score
+
+
+class Leftovers:
+    """Rollouts of the newest fast round that no RL group has claimed yet."""
+
+    def __init__(self, rollouts: Iterable[Rollout] = ()):
+        self._held: dict[tuple[str, str], list[Rollout]] = {}  # by problem id and prompt
+        for rollout in rollouts:
+            self._held.setdefault((rollout.problem.id, rollout.prompt), []).append(rollout)
+
+    @staticmethod
+    def of_round(rollouts: Iterable[Rollout], pool: Pool) -> "Leftovers":
+        """Of a round's anchor rollouts, those under the prompts that it put in use."""
+        used = {prompt.text for prompt in pool.active_prompts}
+        return Leftovers(rollout for rollout in rollouts if rollout.prompt in used)
+
+    def claim(self, problem: Problem, prompt: str, most: int) -> list[Rollout]:
+        """Take away up to `most` rollouts of a problem under a prompt, the oldest first."""
+        held = self._held.get((problem.id, prompt), [])
+        claimed, held[:most] = held[:most], []
+        return [replace(rollout, problem=problem) for rollout in claimed]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data; a problem's own `data` is left out, since nothing is scored again."""
+        return [_plain(rollout) for held in self._held.values() for rollout in held]
+
+    @staticmethod
+    def from_json(entries: Iterable[dict[str, Any]]) -> "Leftovers":
+        """Inverse of `to_json`."""
+        return Leftovers(_rollout(entry) for entry in entries)
+
+
+def _plain(rollout: Rollout) -> dict[str, Any]:
+    problem, done = rollout.problem, rollout.completion
+    return {
+        "problem": [problem.id, problem.question, problem.answer],
+        "prompt": rollout.prompt,
+        "context_ids": _text(np.array(rollout.context_ids, np.int32)),
+        "ids": _text(done.ids),
+        "logprobs": _text(done.logprobs),
+        "finish_reason": done.finish_reason,
+        "temperature": done.temperature,
+        "weight_version": done.weight_version,
+        "text": rollout.text,
+        "score": asdict(rollout.score),
+    }
+
+
+def _rollout(entry: dict[str, Any]) -> Rollout:
+    completion = Completion(
+        ids=_array(entry["ids"], np.int32),
+        logprobs=_array(entry["logprobs"], np.float32),
+        finish_reason=entry["finish_reason"],
+        temperature=entry["temperature"],
+        weight_version=entry["weight_version"],
+    )
+    context_ids = tuple(_array(entry["context_ids"], np.int32).tolist())
+    problem, score = Problem(*entry["problem"]), Score(**entry["score"])
+    return Rollout(problem, entry["prompt"], context_ids, completion, entry["text"], score)
+
+
+def _text(array: np.ndarray) -> str:
+    """The bytes of an array in base64: exact, and a third of the size of written numbers."""
+    return b64encode(array.tobytes()).decode()
+
+
+def _array(text: str, dtype: Any) -> np.ndarray:
+    return np.frombuffer(b64decode(text), dtype)
