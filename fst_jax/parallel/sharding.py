@@ -27,6 +27,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/mlp/down/bias", PartitionSpec(None, None)),
     (r"layers/(input|mlp)_norm/scale", PartitionSpec(None, None)),
     (r"norm/scale", PartitionSpec(None)),
+    (r"ns_coeffs", PartitionSpec(None)),  # of the Muon optimiser
 )
 _COMPILED = tuple((re.compile(rf"(?:.*/)?(?:{path})"), spec) for path, spec in RULES)
 

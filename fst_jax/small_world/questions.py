@@ -1,0 +1,137 @@
+"""The three kinds of question, each with a good and a poor way to answer it.
+
+    star_graph    `graph 7>3 12>7 12>44 44>9 . from 12 to 3`
+                  good: back from the goal, where every node has one way to go:
+                        `back 3 7 12 [ 12 7 3 ]`
+                  poor: forward from the source along an arm that is as good as any other
+    code_output   `x = 4 8 2 ; 1 reverse ; 2 rotate`
+                  good: the list after every line: `1 reverse 2 8 4 ; 2 rotate 8 4 2 ; { 8 4 2 }`
+                  poor: the answer at once
+    two_hop       `amy has cup bob has pen cup in hall pen in barn . where is amy`
+                  good: the thing first: `has cup so ( hall )`
+                  poor: the place at once
+
+The last part is the answer proper, here in the format that the task demands; see `wrap`.
+Tokens are separated by single spaces throughout.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+NODES = 60  # nodes are the numbers below
+DIGITS = 10  # lists hold digits
+NAMES = "amy bob cal dan eve fay gus hal ida jon kim leo".split()
+THINGS = "cup pen hat key map box bag ball coat drum fan lamp".split()
+PLACES = "hall barn park shop bank farm lake yard tower mill cave port".split()
+
+_BRACKETS = {"square": "[ {} ]", "round": "( {} )", "curly": "{{ {} }}", "plain": "answer : {}"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, what is right, and how both strategies answer it."""
+
+    text: str
+    answer: str  # what a format is put around
+    steps: str  # of the good strategy, before the answer
+    guess: str  # the answer of the poor strategy
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of question: its strategies, and how hard its questions are."""
+
+    good: str  # a strategy of `instructions.STRATEGIES`
+    poor: str
+    format: str  # the answer format that the task demands
+    draw: Callable[[np.random.Generator, tuple[int, int]], Question]
+    usual: tuple[int, int]  # the shape of its problems
+    hard: tuple[int, int]
+    shapes: tuple[tuple[int, int], ...]  # of the corpus
+
+
+def wrap(answer: str, format: str) -> str:
+    """The answer in one of the formats."""
+    return _BRACKETS[format].format(answer)
+
+
+def star_graph(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
+    """`shape` = (arms d, nodes of a path p, source and goal included)."""
+    degree, path_nodes = shape
+    steps = path_nodes - 1
+    source, *rest = rng.choice(NODES, degree * steps + 1, replace=False).tolist()
+    arms = [[source, *rest[a * steps : (a + 1) * steps]] for a in range(degree)]
+    edges = [edge for arm in arms for edge in zip(arm, arm[1:], strict=False)]
+    listed = " ".join(f"{edges[i][0]} > {edges[i][1]}" for i in rng.permutation(len(edges)))
+    path = arms[0]
+    return Question(
+        text=f"graph {listed} . from {source} to {path[-1]}",
+        answer=_join(path),
+        steps=f"back {_join(path[::-1])}",
+        guess=_join(arms[rng.integers(degree)]),
+    )
+
+
+_OPERATIONS: Mapping[str, Callable[[list[int]], list[int]]] = {
+    "reverse": lambda x: x[::-1],
+    "rotate": lambda x: [*x[1:], x[0]],
+    "swap": lambda x: [x[1], x[0], *x[2:]],
+}
+
+
+def code_output(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
+    """`shape` = (digits in the list, lines of code)."""
+    size, lines = shape
+    x = rng.choice(DIGITS, size, replace=False).tolist()
+    start, code, trace = _join(x), [], []
+    for number in range(1, lines + 1):
+        name = str(rng.choice(list(_OPERATIONS)))
+        x = _OPERATIONS[name](x)
+        code.append(f"{number} {name}")
+        trace.append(f"{number} {name} {_join(x)} ;")
+    return Question(
+        text=f"x = {start} ; {' ; '.join(code)}",
+        answer=_join(x),
+        steps=" ".join(trace),
+        guess=_join(x),
+    )
+
+
+def two_hop(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
+    """`shape` = (people with a thing, things that lie in a place, at least as many)."""
+    people, things = shape
+    names = rng.choice(NAMES, people, replace=False)
+    owned = rng.choice(THINGS, things, replace=False)
+    places = rng.choice(PLACES, things, replace=False)
+    facts = [f"{name} has {thing}" for name, thing in zip(names, owned, strict=False)]
+    facts += [f"{thing} in {place}" for thing, place in zip(owned, places, strict=True)]
+    facts = [facts[i] for i in rng.permutation(len(facts))]
+    asked = rng.integers(people)
+    return Question(
+        text=f"{' '.join(facts)} . where is {names[asked]}",
+        answer=str(places[asked]),
+        steps=f"has {owned[asked]} so",
+        guess=str(places[asked]),
+    )
+
+
+def _join(items: list[int]) -> str:
+    return " ".join(map(str, items))
+
+
+KINDS: Mapping[str, Kind] = {
+    "star_graph": Kind(
+        "back", "forward", "square", star_graph, (5, 3), (4, 4),
+        ((2, 3), (3, 3), (4, 3), (5, 3), (2, 4), (3, 4)),
+    ),
+    "code_output": Kind(
+        "trace", "direct", "curly", code_output, (4, 2), (4, 3),
+        ((3, 1), (3, 2), (4, 1), (4, 2)),
+    ),
+    "two_hop": Kind(
+        "bridge", "direct", "round", two_hop, (4, 4), (5, 5),
+        ((2, 2), (3, 3), (4, 4), (3, 4)),
+    ),
+}  # fmt: skip
