@@ -14,6 +14,9 @@ BUILT_IN = {
     "star_graph": "fst_jax.tasks.star_graph:StarGraph",
     "reasoning_gym": "fst_jax.tasks.reasoning_gym:ReasoningGym",
     "jsonl": "fst_jax.tasks.jsonl:Jsonl",
+    "tiny_star_graph": "fst_jax.tasks.tiny:TinyStarGraph",
+    "tiny_code_output": "fst_jax.tasks.tiny:TinyCodeOutput",
+    "tiny_two_hop": "fst_jax.tasks.tiny:TinyTwoHop",
     "stream": "fst_jax.tasks.stream:Stream",
 }
 _CHECKED_IDS = 10_000  # a split may be endless in effect; longer ones are checked so far
