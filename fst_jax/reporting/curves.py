@@ -1,0 +1,394 @@
+"""Figures of learning curves: efficiency, ceiling, frontier, first signal, entropy, second tasks.
+
+Lines are means over seeds, bands their 95 % intervals (Student's t); a run that is no experiment
+is a line of its own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fst_jax.reporting.claims import rollout_curves
+from fst_jax.reporting.efficiency import SIGNAL, first_signal
+from fst_jax.reporting.runs import ARMS, Evaluation, Run
+from fst_jax.reporting.second_task import MATCHES, from_origin, kinds, stages
+from fst_jax.reporting.select import chosen, tasks_of
+from fst_jax.reporting.sigmoid import Sigmoid, fit
+from fst_jax.reporting.statistics import mean_interval
+from fst_jax.reporting.style import COLOURS, MARKERS, NAMES, Figure, Panel, accuracy_axis, below
+
+Value = Callable[[Evaluation], float]
+_BANDS = "Lines are means over seeds, bands 95 % intervals."
+LineStyle = str | tuple[int, tuple[int, ...]]
+_STYLES: tuple[LineStyle, ...] = (
+    "-",
+    (0, (1, 1)),
+    (0, (3, 1, 1, 1)),
+    (0, (5, 1)),
+)  # of ordinary runs of one arm
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs that make one line; `task` where a run has several."""
+
+    label: str
+    arm: str
+    runs: Sequence[Run]
+    task: str | None = None
+    style: LineStyle = "-"
+
+
+def steps(event: Evaluation) -> float:
+    return event.step
+
+
+def accuracy(event: Evaluation) -> float:
+    return event.mean_at_k
+
+
+def drift(event: Evaluation) -> float:
+    return event.kl_to_base
+
+
+def panels_of(runs: Sequence[Run], group: str = "main") -> dict[str, list[Series]]:
+    """By task, the arms of a group's default runs; for other runs, a line each."""
+    found: dict[str, list[Series]] = {}
+    for task in tasks_of(runs, group):
+        arms = [(arm, chosen(runs, group, task, arm, "")) for arm in ARMS]
+        series = [Series(NAMES[arm], arm, of_arm) for arm, of_arm in arms if of_arm]
+        if series:
+            found[task] = series
+    for run in (run for run in runs if not run.group and group == "main"):
+        for task in run.tasks if len(run.tasks) == 1 else []:  # a stream has a figure of its own
+            beside = found.setdefault(task, [])
+            style = _STYLES[sum(one.arm == run.arm for one in beside) % len(_STYLES)]
+            beside.append(Series(f"{NAMES[run.arm]} ({run.name})", run.arm, [run], None, style))
+    return found
+
+
+def efficiency(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Held-out accuracy against RL rollouts and against all rollouts."""
+
+    def panel(series: Sequence[Series], all_counted: bool) -> Callable[[Axes], None]:
+        def count(event: Evaluation) -> float:
+            return event.all_rollouts if all_counted else event.rollouts
+
+        def draw(axes: Axes) -> None:
+            for one in series:
+                if one.arm == "prompt" and not all_counted:
+                    _level(axes, one)
+                    continue
+                line(axes, one, count, accuracy)
+                if one.arm in ("fst", "fst_reuse"):
+                    line(axes, one, count, accuracy, context="seed")
+            axes.set_xlabel("rollouts, prompt evolution included" if all_counted else "RL rollouts")
+            finish(axes, series)
+
+        return draw
+
+    panels = [
+        Panel(
+            f"{pretty(task)}: {'every rollout' if every else 'RL rollouts'}", panel(series, every)
+        )
+        for task, series in panels_of(runs).items()
+        for every in (False, True)
+    ]
+    if panels:
+        yield Figure(
+            "efficiency",
+            "Sample efficiency",
+            "Held-out accuracy against the rollouts of RL groups (left) and against these and all "
+            f"rollouts of prompt evolution (right); dashed: FST's weights under the seed prompt. "
+            f"{_BANDS}",
+            panels,
+            columns=2,
+        )
+
+
+def ceilings(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Mean evaluation points and the fitted sigmoids."""
+
+    def panel(fitted: Sequence[tuple[Series, Sigmoid]]) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for one, sigmoid in fitted:
+                x, y, _, _ = over_seeds(one, lambda e: e.rollouts, accuracy)
+                axes.plot(x, y, MARKERS[one.arm], color=COLOURS[one.arm], alpha=0.5)
+                fine = np.linspace(0, x[-1], 200)
+                name = f"{one.label}, A = {sigmoid.ceiling:.3f}"
+                axes.plot(fine, sigmoid(fine), color=COLOURS[one.arm], label=name)
+                axes.axhline(sigmoid.ceiling, color=COLOURS[one.arm], linestyle=":", linewidth=1)
+            axes.set_xlabel("RL rollouts")
+            finish(axes, [one for one, _ in fitted])
+
+        return draw
+
+    panels = []
+    for task, series in panels_of(runs).items():
+        fitted = []
+        for one in series:
+            if one.arm == "prompt":
+                continue
+            try:
+                fitted.append((one, fit(rollout_curves(one.runs))))
+            except ValueError:
+                continue
+        if fitted:
+            panels.append(Panel(pretty(task), panel(fitted)))
+    if panels:
+        yield Figure(
+            "ceiling",
+            "Ceilings",
+            "Points: means over seeds of held-out accuracy under the run's own context; lines: the "
+            "least-squares sigmoid of all seeds, whose asymptote A (dotted) is the ceiling.",
+            panels,
+        )
+
+
+def frontier(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Reward against KL to the base, under the own context and under the seed prompt."""
+
+    def panel(series: Sequence[Series], context: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for one in series:
+                seed = None if context == "own" else "seed"
+                if one.arm == "prompt":  # frozen weights do not drift
+                    y = mean_interval([run.curve()[-1].mean_at_k for run in one.runs]).mean
+                    if context == "own":
+                        axes.plot([0], [y], MARKERS["prompt"], color=COLOURS["prompt"],
+                                  label=one.label, markersize=7)  # fmt: skip
+                    continue
+                line(axes, one, drift, accuracy, context=seed, band=False)
+                for run in one.runs if len(one.runs) > 1 else []:
+                    curve = run.curve(seed)
+                    axes.plot([drift(e) for e in curve], [accuracy(e) for e in curve],
+                              MARKERS[one.arm], color=COLOURS[one.arm], alpha=0.18)  # fmt: skip
+                if context == "seed" and one.arm != "rl":
+                    _pair(axes, one)
+            axes.set_xlabel("KL to the base, nats per token")
+            finish(axes, series)
+
+        return draw
+
+    titles = {"own": "own context", "seed": "seed prompt"}
+    panels = [
+        Panel(f"{pretty(task)}: {titles[context]}", panel(series, context))
+        for task, series in panels_of(runs).items()
+        if any(one.arm != "prompt" for one in series)
+        for context in ("own", "seed")
+    ]
+    if panels:
+        yield Figure(
+            "frontier",
+            "Reward against drift",
+            "Every evaluation's held-out accuracy against exact token-level KL to the base on "
+            "held-out rollouts, both under the run's own context (left) and under the seed prompt "
+            "(right; dotted: accuracy with its own prompts); faint points are single seeds.",
+            panels,
+            columns=2,
+        )
+
+
+def signal(runs: Sequence[Run]) -> Iterator[Figure]:
+    """The start of learning, and when it first shows."""
+    group = "signal" if tasks_of(runs, "signal") else "main"
+
+    def panel(task: str, series: Sequence[Series]) -> Callable[[Axes], None]:
+        found = first_signal(runs, group, task)
+        medians = {arm: entry["step"]["median"] for arm, entry in found.items()}
+        known = [step for step in medians.values() if step]
+        last = max(run.planned_steps for one in series for run in one.runs)
+
+        def draw(axes: Axes) -> None:
+            for one in series:
+                line(axes, one, steps, accuracy)
+                if medians.get(one.arm):
+                    axes.axvline(medians[one.arm], color=COLOURS[one.arm], linestyle=":")
+            base = mean_interval([r.curve()[0].mean_at_k for one in series for r in one.runs]).mean
+            axes.axhline(base + SIGNAL, color=COLOURS["base"], linewidth=1, linestyle="--",
+                         label=f"base + {SIGNAL}")  # fmt: skip
+            axes.set_xlim(0, min(last, 2.5 * max(known)) if known else last)
+            axes.set_xlabel("RL steps")
+            finish(axes, series)
+
+        return draw
+
+    series_of = {t: s for t, s in panels_of(runs, group).items() if s[0].runs[0].group}
+    if series_of:
+        yield Figure(
+            "signal",
+            "First signal",
+            f"Held-out accuracy in the first steps; dotted: the median step at which it exceeds "
+            f"the base by {SIGNAL} and does so again at the next evaluation. {_BANDS}",
+            [Panel(pretty(task), panel(task, series)) for task, series in series_of.items()],
+        )
+
+
+def entropies(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Entropy of the policy on held-out rollouts."""
+
+    def panel(series: Sequence[Series]) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for one in series:
+                line(axes, one, steps, lambda event: event.entropy)
+            axes.set_xlabel("RL steps")
+            axes.set_ylabel("entropy, nats per token")
+            axes.set_ylim(bottom=0)
+            below(axes)
+
+        return draw
+
+    panels = [Panel(pretty(task), panel(series)) for task, series in panels_of(runs).items()]
+    if panels:
+        yield Figure(
+            "entropy",
+            "Entropy",
+            "Entropy of the policy per token on its own held-out rollouts under the context that "
+            f"it learns with, at every evaluation. {_BANDS}",
+            panels,
+        )
+
+
+def plasticity(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Second-task curves by origin, a panel for each kind of task and way of matching."""
+
+    def panel(kind: str, match: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            series = []
+            for arm, origin in (("base", "base"), ("rl", f"rl@{match}"), ("fst", f"fst@{match}")):
+                found = from_origin(runs, kind, origin)
+                if found:
+                    series.append(Series(f"from {NAMES[arm]}", arm, found))
+                    line(axes, series[-1], steps, accuracy)
+            axes.set_xlabel("RL steps on the second task")
+            finish(axes, series)
+
+        return draw
+
+    panels = [
+        Panel(f"{kind} task, checkpoints of equal {'reward' if match == 'reward' else 'steps'}",
+              panel(kind, match))
+        for kind in kinds(runs)
+        for match in MATCHES
+        if from_origin(runs, kind, f"rl@{match}") or from_origin(runs, kind, f"fst@{match}")
+    ]  # fmt: skip
+    if panels:
+        yield Figure(
+            "plasticity",
+            "Plasticity",
+            "Plain RL under the seed prompt on a second task, started from the base and from "
+            f"checkpoints of RL and of FST on the first: held-out accuracy. {_BANDS}",
+            panels,
+            columns=2,
+        )
+
+
+def continual(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Every task of a stream throughout, with the borders of stages."""
+    experiments = [run for run in chosen(runs, "continual") if not run.variant]
+    single = [run for run in runs if not run.group and len(run.tasks) > 1]
+    streams = experiments or single[:1]
+    if not streams:
+        return
+
+    def panel(task: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            series = [
+                Series(NAMES[arm], arm, chosen(streams, arm=arm), task)
+                for arm in ARMS
+                if chosen(streams, arm=arm)
+            ]
+            for one in series:
+                line(axes, one, steps, accuracy)
+            for stage in stages(streams[0]):
+                if stage.task == task:
+                    axes.axvspan(stage.start, stage.end, color=COLOURS["base"], alpha=0.13, lw=0)
+                axes.axvline(stage.end, color=COLOURS["base"], linewidth=0.8)
+            axes.set_xlabel("RL steps")
+            finish(axes, series)
+
+        return draw
+
+    yield Figure(
+        "continual",
+        "A stream of tasks",
+        "One run over all tasks, vertical lines where the task changes: held-out accuracy on every "
+        "task throughout, shaded while that task is trained, so that what follows the shade is "
+        f"forgetting. {_BANDS}",
+        [Panel(pretty(task), panel(task)) for task in streams[0].tasks],
+    )
+
+
+def line(
+    axes: Axes,
+    series: Series,
+    x: Value,
+    y: Value,
+    context: str | None = None,
+    band: bool = True,
+) -> None:
+    """Mean over seeds of y against the mean of x at the same step, and its interval."""
+    at, mean, low, high = over_seeds(series, x, y, context)
+    seed_prompt = context == "seed" and series.arm != "rl"
+    axes.plot(
+        at,
+        mean,
+        color=COLOURS[series.arm],
+        linestyle="--" if seed_prompt else series.style,
+        marker=None if seed_prompt else MARKERS[series.arm],
+        label=f"{series.label}, seed prompt" if seed_prompt else series.label,
+    )
+    if band and len(series.runs) > 1:
+        axes.fill_between(
+            at, np.maximum(low, 0), high, color=COLOURS[series.arm], alpha=0.16, linewidth=0
+        )
+
+
+def over_seeds(
+    series: Series, x: Value, y: Value, context: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """x, mean, low and high of y at every step that all seeds were evaluated at, each [steps]."""
+    curves = [
+        {event.step: event for event in run.curve(context, series.task)} for run in series.runs
+    ]
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    rows = []
+    for step in common:
+        estimate = mean_interval([y(curve[step]) for curve in curves])
+        at = float(np.mean([x(curve[step]) for curve in curves]))
+        rows.append((at, estimate.mean, estimate.low, estimate.high))
+    table = np.array(rows, dtype=float).reshape(-1, 4)
+    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
+
+
+def finish(axes: Axes, series: Sequence[Series]) -> None:
+    """Axis of accuracy and legend."""
+    accuracy_axis(axes, series[0].runs[0].evaluations[0].k)
+    below(axes)
+
+
+def pretty(task: str) -> str:
+    """A task's name for a reader: tiny_star_graph as star graph."""
+    return task.removeprefix("tiny_").replace("_", " ")
+
+
+def _level(axes: Axes, series: Series) -> None:
+    """Prompt-only spends nothing on RL groups: its last accuracy is a level."""
+    level = mean_interval([run.curve()[-1].mean_at_k for run in series.runs]).mean
+    axes.axhline(
+        level, color=COLOURS["prompt"], linestyle="-.", label=f"{series.label}, at its end"
+    )
+
+
+def _pair(axes: Axes, series: Series) -> None:
+    """Accuracy under the own prompts against drift under the seed prompt."""
+    rows = []
+    for step in sorted({event.step for event in series.runs[0].curve("seed")}):
+        own = [e.mean_at_k for run in series.runs for e in run.curve() if e.step == step]
+        seed = [e.kl_to_base for run in series.runs for e in run.curve("seed") if e.step == step]
+        if own and seed:
+            rows.append((np.mean(seed), np.mean(own)))
+    axes.plot(*zip(*rows, strict=True), ":", color=COLOURS[series.arm],
+              label=f"{series.label}, own accuracy")  # fmt: skip

@@ -1,0 +1,28 @@
+"""Every figure that the given runs allow, in the order of the page."""
+
+from collections.abc import Sequence
+
+from fst_jax.reporting import bars, curves
+from fst_jax.reporting.runs import Run
+from fst_jax.reporting.style import Figure
+
+_ALL = (
+    curves.efficiency,
+    curves.ceilings,
+    curves.frontier,
+    bars.gains,
+    curves.plasticity,
+    curves.continual,
+    curves.signal,
+    curves.entropies,
+    bars.ablations,
+    bars.reflectors,
+    bars.fewshot,
+    bars.sweep,
+    bars.costs,
+)
+
+
+def all_figures(runs: Sequence[Run]) -> list[Figure]:
+    """The figures whose runs exist."""
+    return [figure for make in _ALL for figure in make(runs)]

@@ -1,0 +1,149 @@
+"""The claims as a table: what the paper says, what was measured, and whether it holds.
+
+A verdict is a rule, not an opinion: a claim holds where the whole 95 % interval lies on the
+paper's side of no effect, is contradicted where it lies on the other side, and is open otherwise.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fst_jax.reporting.curves import pretty
+
+_EFFICIENCY = "3.0× CodeIO and HoVer, 1.4× math"
+_CEILING = "+4.4 CodeIO, +2.8 math, +7.7 HoVer, in points"
+_DRIFT = "up to 70 % lower"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `figure` is the estimate as text."""
+
+    claim: str
+    where: str
+    paper: str
+    figure: str
+    seeds: int
+    verdict: str  # "holds" | "contradicted" | "open" | "one seed"
+    note: str = ""
+
+
+def rows(claims: Mapping[str, Any]) -> Iterator[Row]:
+    """The table's lines, in the order of the paper."""
+    for task, entry in claims.get("sample_efficiency", {}).items():
+        yield from _efficiency(pretty(task), entry)
+    for task, entry in claims.get("ceiling", {}).items():
+        yield _row("Ceiling: FST minus RL", pretty(task), _CEILING, entry["difference"], 0, points)
+    for task, entry in claims.get("kl_at_matched_reward", {}).items():
+        own, seed = entry["reduction"], entry["seed_prompt"]["reduction"]
+        yield _row("Less drift at equal reward, own context", pretty(task), _DRIFT, own, 0, percent)
+        yield _row("… KL under the seed prompt", pretty(task), "not said", seed, 0, percent)
+    if "plasticity" in claims:
+        entry = claims["plasticity"]
+        where = "all second tasks"
+        yield _row("Plasticity: from FST minus from RL", where, "+16.7 and +4.3 points",
+                   entry["fst_minus_rl"], 0, points)  # fmt: skip
+        for kind, matches in entry["by_kind"].items():
+            for match, found in matches.items():
+                yield _row(f"… {kind} task", f"equal {match}", "", found["fst_minus_rl"], 0, points)
+    if "continual" in claims:
+        entry = claims["continual"]
+        if "fst_minus_rl" in entry:
+            yield _row("Continual: gain per stage, FST minus RL", "all stages", "",
+                       entry["fst_minus_rl"], 0, points)  # fmt: skip
+        for stage in entry["stages"]:
+            for name, paper in (("gain", "+17.1 points on CodeIO"), ("forgetting", "not said")):
+                difference = stage.get(name, {}).get("fst_minus_rl")
+                if difference and difference["seeds"]:
+                    where = f"{pretty(stage['task'])}, steps {stage['start']} to {stage['end']}"
+                    yield _row(f"… {name}, FST minus RL", where, paper, difference, 0, points)
+    for task, entry in claims.get("prompt_only", {}).items():
+        if "fst_minus_prompt" in entry:
+            yield _row("FST minus prompt evolution alone", pretty(task), "above on all tasks",
+                       entry["fst_minus_prompt"], 0, points)  # fmt: skip
+    for task, entry in claims.get("signal", {}).items():
+        yield from _signal(pretty(task), entry)
+
+
+def points(value: float) -> str:
+    """A difference of accuracies, in points."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.0f}\u00a0%".replace("-", "−")
+
+
+def times(value: float) -> str:
+    """A ratio."""
+    return f"{value:.2f}×"
+
+
+def shown(estimate: Mapping[str, Any], form: Any) -> str:
+    """The mean and its interval as text."""
+    if estimate["mean"] is None:
+        return "–"
+    if estimate["low"] is None or estimate["high"] is None:
+        return str(form(estimate["mean"]))
+    return f"{form(estimate['mean'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
+
+
+def verdict(estimate: Mapping[str, Any], nothing: float) -> str:
+    """Whether the interval lies above, below or around `nothing`, no effect."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return "one seed" if estimate["seeds"] == 1 else "open"
+    if estimate["low"] > nothing:
+        return "holds"
+    return "contradicted" if estimate["high"] < nothing else "open"
+
+
+def _row(
+    claim: str, where: str, paper: str, estimate: Mapping[str, Any], nothing: float, form: Any,
+    note: str = "",
+) -> Row:  # fmt: skip
+    figure, judged = shown(estimate, form), verdict(estimate, nothing)
+    return Row(claim, where, paper, figure, estimate["seeds"], judged, note)
+
+
+def _efficiency(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
+    if "ratio" not in entry:
+        return
+    flat = f"RL's gain in its last quarter: {shown(entry['rl_flatness'], points)} points"
+    names = {
+        "ratio": ("Fewer RL rollouts to RL's peak", _EFFICIENCY),
+        "ratio_all_rollouts": ("… every rollout counted", "not counted"),
+        "ratio_at_90_percent": ("… to 90 % of RL's plateau", "not said"),
+        "ratio_all_rollouts_at_90_percent": ("… the same, every rollout counted", "not counted"),
+    }
+    for name, (claim, paper) in names.items():
+        found = entry[name]
+        notes = [flat] if name == "ratio" else []
+        if found["censored"]:
+            notes.append(
+                f"FST did not get there in {found['censored']} of {len(found['per_seed'])} seeds, "
+                "which count with what RL needed / FST's budget, at most 1"
+            )
+        yield _row(claim, task, paper, found, 1, times, "; ".join(notes))
+
+
+def _signal(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
+    if not {"rl", "fst"} <= entry.keys():
+        return
+    rl, fst = entry["rl"]["step"], entry["fst"]["step"]
+
+    def steps(found: Mapping[str, Any]) -> str:
+        return "never" if found["median"] is None else f"{found['median']:g}"
+
+    apart = None not in (rl["low"], fst["high"]) and fst["high"] < rl["low"]
+    reverse = None not in (fst["low"], rl["high"]) and rl["high"] < fst["low"]
+    judged = "holds" if apart else "contradicted" if reverse else "open"
+    seeds = min(rl["seeds"], fst["seeds"])
+    yield Row(
+        "First signal, median step FST / RL",
+        task,
+        "50 / 300",
+        f"{steps(fst)} / {steps(rl)}",
+        seeds,
+        "one seed" if seeds == 1 else judged,
+    )
