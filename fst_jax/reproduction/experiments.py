@@ -81,13 +81,14 @@ class Series:
     variants: Sequence[Mapping[str, str]] = ({},)
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int | None = None  # at most
+    in_quick: bool = True  # whether a quick try has it
 
     def runs(self, seed: int, quick: bool) -> Iterator[Run]:
         """The series' runs of one seed, or none where it has fewer."""
-        if self.seeds is not None and seed >= self.seeds:
+        if (self.seeds is not None and seed >= self.seeds) or (quick and not self.in_quick):
             return
         cut = QUICK if quick else {}
-        for task in self.tasks[:1] if quick else self.tasks:
+        for task in self.tasks:
             for arm, variant in itertools.product(self.arms, self.variants):
                 settings = {**self.settings, **cut, **ARMS[arm]}
                 varied = {VARIED[label]: value for label, value in variant.items()}
@@ -141,7 +142,7 @@ TASKS = ("star_graph", "code_output", "two_hop")
 STAR = TASKS[:1]
 ORIGINS = "from=base,rl@reward,fst@reward,rl@step,fst@step"
 SECOND = {"train.steps": 60}
-MAIN = (star_graph(*ARMS), Series("main", TASKS[1:], tuple(ARMS)))
+MAIN = (star_graph(*ARMS), Series("main", TASKS[1:], tuple(ARMS), in_quick=False))
 
 # Where a variant has the settings of a run in `main`, that run stands for it.
 EXPERIMENTS: Mapping[str, Experiment] = {

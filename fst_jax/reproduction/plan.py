@@ -137,10 +137,8 @@ def _check_folders(jobs: Mapping[str, Job]) -> None:
         except ConfigError as error:
             conflicts.append(f"{job.folder}: {error}")
             continue
-        same = {"name": old.name, "output": old.output, "tracking": old.tracking}
-        if job.run.origin:
-            same["model"] = old.model
-        changed = difference(old, replace(job.config, **same))
+        here = replace(job.config, name=old.name, output=old.output, tracking=old.tracking)
+        changed = difference(old, replace(here, model=old.model) if job.run.origin else here)
         if changed:
             conflicts.append(f"{job.folder}: {'; '.join(changed)}")
     if conflicts:

@@ -21,6 +21,7 @@ from fst_jax.reproduction import origin
 from fst_jax.reproduction.plan import Job, is_finished
 from fst_jax.tracking import duration
 
+TRAIN = (sys.executable, "-u", "-m", "fst_jax.train")
 _POLL_S = 0.2
 _TAIL = 15  # lines of a failed run's log that are shown
 _EVENTS = (b"step ", b"eval ", b"evolve ")
@@ -49,10 +50,20 @@ class Outcome:
 class Workers:
     """The processes of one command."""
 
-    def __init__(self, jobs: Sequence[Job], root: Path, parallel: int, echo: bool = False):
-        """At most `parallel` at a time.  With `echo` what happens in the runs is printed, too."""
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        root: Path,
+        parallel: int,
+        echo: bool = False,
+        train: Sequence[str] = TRAIN,
+    ):
+        """At most `parallel` at a time.  With `echo` what happens in the runs is printed, too.
+
+        `train` is the command that makes a run, to which its arguments are added.
+        """
         self._waiting, self._total = list(jobs), len(jobs)
-        self._root, self._parallel, self._echo = root, parallel, echo
+        self._root, self._parallel, self._echo, self._train = root, parallel, echo, train
         self._active: list[Worker] = []
         self._seconds: list[float] = []  # of the runs that were made here
         self._ended = 0
@@ -107,7 +118,7 @@ class Workers:
             except OSError:
                 return False
             process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "fst_jax.train", *arguments],
+                [*self._train, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
