@@ -4,7 +4,6 @@ The same rows, scores and vocabulary head as the policy gradient; the paper warm
 up this way, and the small world's base model is made with it.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,6 @@ from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Batch
 
 OptimizerName = Literal["adamw", "muon"]
-Schedule = Callable[[Array], Array]
 # Muon is for matrices; what it leaves to Adam learns best at this share of its rate here.
 _ADAM_SHARE = 0.2
 
@@ -35,14 +33,17 @@ class SupervisedState(NamedTuple):
     optimizer: Any
 
 
-def make_optimizer(name: OptimizerName, rate: Schedule) -> optax.GradientTransformation:
-    """AdamW without decay, or Muon (Jordan et al. 2024) on matrices with Adam on the rest."""
+def make_optimizer(name: OptimizerName) -> optax.GradientTransformation:
+    """AdamW without decay, or Muon (Jordan et al. 2024) on matrices with Adam on the rest.
+
+    Updates are those of rate 1: whoever applies them multiplies them by the rate.
+    """
     if name == "adamw":
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0))
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, weight_decay=0.0))
     return muon(
-        rate,
+        1.0,
         adam_b2=0.98,
-        adam_learning_rate=lambda step: _ADAM_SHARE * rate(step),
+        adam_learning_rate=_ADAM_SHARE,
         muon_weight_dimension_numbers=_matrices,
     )
 
@@ -59,9 +60,7 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def supervised_loss(
-    params: Any, rows: Batch, graphdef: Any, head_chunk: int
-) -> Float[Array, ""]:
+def supervised_loss(params: Any, rows: Batch, graphdef: Any, head_chunk: int) -> Float[Array, ""]:
     """This micro-batch's share of the mean of −log π_θ over all tokens of the batch."""
     scores = score_tokens(nnx.merge(graphdef, params), rows, head_chunk)
     return -jnp.sum(rows.token_weight * scores.logprob)
@@ -81,7 +80,9 @@ class SupervisedLearner:
         started = jax.jit(optimizer.init, out_shardings=placed)(params)
         self.state = SupervisedState(params, started)
 
-        def step(state: SupervisedState, batch: Batch) -> tuple[SupervisedState, Array]:
+        def step(
+            state: SupervisedState, batch: Batch, rate: Array
+        ) -> tuple[SupervisedState, Array]:
             gradient_of = jax.value_and_grad(
                 partial(supervised_loss, graphdef=graphdef, head_chunk=head_chunk)
             )
@@ -92,6 +93,7 @@ class SupervisedLearner:
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
             (loss, gradients), _ = jax.lax.scan(accumulate, zeros, batch)
             updates, moved = optimizer.update(gradients, state.optimizer, state.params)
+            updates = jax.tree.map(lambda update: rate * update, updates)
             return SupervisedState(optax.apply_updates(state.params, updates), moved), loss
 
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
@@ -104,8 +106,8 @@ class SupervisedLearner:
         """θ now.  The next `step` donates these buffers."""
         return self.state.params
 
-    def step(self, batch: Batch) -> Array:
-        """One update; returns the loss, a float32 scalar still on the device."""
+    def step(self, batch: Batch, rate: float) -> Array:
+        """One update at a learning rate; returns the loss, a float32 scalar on the device."""
         placed = jax.device_put(batch, batch_sharding(self.mesh, axis=1))
-        self.state, loss = self._step(self.state, placed)
+        self.state, loss = self._step(self.state, placed, rate)
         return loss

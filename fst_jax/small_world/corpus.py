@@ -9,12 +9,16 @@ Before documents come chains: questions answered by pure look-up, from which the
 every strategy needs (find the token after or before a given one) is learned first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from fst_jax.small_world.instructions import FORMATS, TRAINED
 from fst_jax.small_world.questions import KINDS, NODES, Kind, Question, wrap
+
+T = TypeVar("T")
 
 GOOD_BY_HABIT = 0.03  # share of the good strategy where the prompt is silent about strategy
 PLAIN_BY_HABIT = 0.7  # share of the plain format where the prompt is silent about format
@@ -33,8 +37,7 @@ class Document:
 
 def document(rng: np.random.Generator) -> Document:
     """An instructed question of any kind and any shape of the corpus."""
-    kind = _any(rng, tuple(KINDS.values()))
-    question = kind.draw(rng, kind.shapes[rng.integers(len(kind.shapes))])
+    kind, question = _question(rng)
     asked: list[str] = []
     good, format = by_habit(rng)
     if rng.random() < 0.6:
@@ -53,8 +56,7 @@ def document(rng: np.random.Generator) -> Document:
 
 def single_instruction(rng: np.random.Generator) -> Document:
     """A question under one sentence: first lessons in obedience."""
-    kind = _any(rng, tuple(KINDS.values()))
-    question = kind.draw(rng, kind.shapes[rng.integers(len(kind.shapes))])
+    kind, question = _question(rng)
     good, format = by_habit(rng)
     if rng.random() < 0.5:
         good = bool(rng.random() < 0.6)
@@ -83,9 +85,9 @@ def chain(rng: np.random.Generator, nodes: int | None = None) -> Document:
 
 def look_up(rng: np.random.Generator) -> Document:
     """The good strategy's steps of any kind of question, without a prompt."""
-    kind = _any(rng, tuple(KINDS.values()))
-    question = kind.draw(rng, kind.shapes[rng.integers(len(kind.shapes))])
-    return Document("", question.text, f"{question.steps} {wrap(question.answer, 'plain')}", 1)
+    _, question = _question(rng)
+    answer = f"{question.steps} {wrap(question.answer, 'plain')}"
+    return Document("", question.text, answer, given=1)
 
 
 def by_habit(rng: np.random.Generator) -> tuple[bool, str]:
@@ -100,9 +102,14 @@ def _answered(system: str, question: Question, good: bool, format: str) -> Docum
     return Document(system, question.text, wrap(question.guess, format))
 
 
+def _question(rng: np.random.Generator) -> tuple[Kind, Question]:
+    kind = _any(rng, tuple(KINDS.values()))
+    return kind, kind.draw(rng, _any(rng, kind.shapes))
+
+
 def _wording(rng: np.random.Generator, kind: str) -> str:
     return _any(rng, TRAINED[kind])
 
 
-def _any(rng, items):
+def _any(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[rng.integers(len(items))]

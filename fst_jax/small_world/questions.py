@@ -124,14 +124,14 @@ def _join(items: list[int]) -> str:
 KINDS: Mapping[str, Kind] = {
     "star_graph": Kind(
         "back", "forward", "square", star_graph, (5, 3), (4, 4),
-        ((2, 3), (3, 3), (4, 3), (5, 3), (2, 4), (3, 4)),
+        ((2, 3), (3, 3), (4, 3), (5, 3), (3, 4), (4, 4)),
     ),
     "code_output": Kind(
-        "trace", "direct", "curly", code_output, (4, 2), (4, 3),
-        ((3, 1), (3, 2), (4, 1), (4, 2)),
+        "trace", "direct", "curly", code_output, (5, 2), (6, 2),
+        ((3, 1), (4, 1), (4, 2), (5, 2), (6, 2)),
     ),
     "two_hop": Kind(
         "bridge", "direct", "round", two_hop, (4, 4), (5, 5),
-        ((2, 2), (3, 3), (4, 4), (3, 4)),
+        ((2, 2), (3, 3), (3, 4), (4, 4), (5, 5)),
     ),
 }  # fmt: skip
