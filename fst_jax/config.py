@@ -120,6 +120,20 @@ class SlowSettings:
 
 
 @dataclass(frozen=True)
+class SupervisedSettings:
+    data: str | None = setting(
+        None,
+        'JSONL file of chats for `python -m fst_jax.sft`: {"messages": [{"role", "content"}, …]}, '
+        "the last from the assistant, whose tokens are learned.",
+    )
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: Muon on matrices (ours).")
+    learning_rate: float = setting(1e-5, "Peak learning rate (open in the paper; ours).")
+    warmup_steps: int = setting(10, "Linear warm-up in steps, then constant (ours).")
+    steps: int = setting(500, "Updates in all (ours).")
+    batch_size: int = setting(32, "Chats per update (ours).")
+
+
+@dataclass(frozen=True)
 class FastSettings:
     enabled: bool = setting(True, "Evolve Φ. false: the seed prompt alone (RL-only).")
     population: int = setting(8, "K, prompts in use; divides G (paper tab.: 8; math, physics 4).")
@@ -206,6 +220,7 @@ class Config:
     task: TaskSettings = field(default_factory=TaskSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     slow: SlowSettings = field(default_factory=SlowSettings)
+    sft: SupervisedSettings = field(default_factory=SupervisedSettings)
     fast: FastSettings = field(default_factory=FastSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -307,6 +322,9 @@ _MINIMA = {
     "slow.kl_coefficient": 0,
     "slow.micro_batch_rows": 1,
     "slow.head_chunk": 1,
+    "sft.warmup_steps": 0,
+    "sft.steps": 1,
+    "sft.batch_size": 1,
     "fast.population": 1,
     "fast.cycle_steps": 1,
     "fast.anchors": 1,
@@ -326,6 +344,7 @@ _MINIMA = {
 _POSITIVE = (
     "rollout.temperature",
     "slow.learning_rate",
+    "sft.learning_rate",
     "slow.max_grad_norm",
     "slow.clip_threshold",
     "eval.temperature",

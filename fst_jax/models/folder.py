@@ -33,13 +33,15 @@ _COMPANIONS = (
     "generation_config.json",
 )
 _FETCHED = Path("models/SmolLM2-135M-Instruct")  # by the Makefile
+# Models that are part of this package, by name.
+_SHIPPED = {"fst-tiny": Path(__file__).parent.parent / "small_world" / "fst-tiny"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def resolve(path: str | Path, weights: bool = True) -> Path:
     """The local folder of a model: `path` itself, or a download of the hub model `org/name`.
 
-    The hub is asked only for a plain `org/name` that does not look like a path here: `models/x`
+    `fst-tiny` is shipped with the package.  The hub is asked only for a plain `org/name` that does not look like a path here: `models/x`
     and a name that begins with an existing folder do.  `weights=False` downloads configuration
     and tokenizer alone.  Raises ModelError if there is no model.
     """
@@ -47,6 +49,8 @@ def resolve(path: str | Path, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     name = str(path)
+    if name in _SHIPPED:
+        return _SHIPPED[name]
     plain = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", name)
     if plain is None or plain[1] == _FETCHED.parent.name or Path(plain[1]).is_dir():
         remedy = (
