@@ -9,6 +9,7 @@ import pytest
 from fst_jax.reproduction.experiments import ARMS, DEMO, EXPERIMENTS, QUICK, TASKS, Run, vary
 from fst_jax.reproduction.plan import plan
 from fst_jax.settings import difference, load_file
+from fst_jax.tasks.registry import load_task
 
 BASE = Path(__file__).parents[2] / "configs/small_world.yaml"
 GROUPS = {"main", "sweep", "signal", "plasticity", "continual", "ablations", "reflector", "fewshot"}
@@ -83,6 +84,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-d
 def test_every_run_has_a_valid_config(jobs) -> None:  # type: ignore[no-untyped-def]
     assert len(jobs) > 50
     assert all(job.config.name == job.run.name for job in jobs.values())
+
+
+def test_every_task_takes_its_options(jobs) -> None:  # type: ignore[no-untyped-def]
+    settings = {str(job.config.task): job.config.task for job in jobs.values()}
+    assert len(settings) > 8
+    for task in settings.values():
+        load_task(task)
 
 
 def test_arms_differ_in_their_switches_alone(jobs) -> None:  # type: ignore[no-untyped-def]
