@@ -90,6 +90,7 @@ def write(figure: Figure, folder: Path) -> None:
         for place, panel in enumerate(figure.panels, start=1):
             _draw(panel, canvas.add_subplot(rows, columns, place))
         canvas.savefig(folder / f"{figure.name}.png", dpi=150, metadata={"Software": None})
+        canvas.set_layout_engine("none")  # what was found for one file serves the other
         canvas.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
 
 
