@@ -96,6 +96,12 @@ class SupervisedLearner:
             updates = jax.tree.map(lambda update: rate * update, updates)
             return SupervisedState(optax.apply_updates(state.params, updates), moved), loss
 
+        def loss(params: Any, batch: Batch) -> Array:
+            return jnp.sum(
+                jax.lax.map(lambda rows: supervised_loss(params, rows, graphdef, head_chunk), batch)
+            )
+
+        self._loss = jax.jit(loss)
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
         self._step = jax.jit(
             step, donate_argnums=0, out_shardings=(state_shardings, replicated(mesh))
@@ -111,3 +117,7 @@ class SupervisedLearner:
         placed = jax.device_put(batch, batch_sharding(self.mesh, axis=1))
         self.state, loss = self._step(self.state, placed, rate)
         return loss
+
+    def loss(self, batch: Batch) -> Array:
+        """The mean of −log π_θ over a batch's tokens, without learning; a float32 scalar."""
+        return self._loss(self.state.params, jax.device_put(batch, batch_sharding(self.mesh, 1)))

@@ -35,6 +35,7 @@ from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.engine import Request
 from fst_jax.rollout.local import LocalEngine
 from fst_jax.settings import command
+from fst_jax.sft import sample
 from fst_jax.slow.packing import Sample, pack
 from fst_jax.slow.supervised import SupervisedLearner, make_optimizer
 from fst_jax.small_world import corpus
@@ -99,7 +100,7 @@ class Trainer:
         ]
         told = self._serve().generate(requests)
         right = [
-            self.chat.decode(completion.ids).split() == document.answer.split()[document.given :]
+            self.chat.decode(completion.ids.tolist()).split() == document.answer.split()[document.given :]
             for document, (completion,) in zip(documents, told, strict=True)
         ]
         return float(np.mean(right))
@@ -113,15 +114,12 @@ class Trainer:
         return self.engine
 
     def _sample(self, document: Document) -> Sample:
-        prompt, question = document.system, {"role": "user", "content": document.question}
-        context = self.chat.encode([question], prompt)
-        answer = self.chat.tokenizer.encode(document.answer, add_special_tokens=False)
-        answer.append(self.chat.tokenizer.eos_token_id)
-        learned = np.array(answer[document.given :], np.int32)
-        context += answer[: document.given]
-        return Sample(
-            tuple(context), learned, np.zeros(len(learned), np.float32), 1.0, 0, 0.0, False
-        )
+        messages = [
+            {"role": "system", "content": document.system},
+            {"role": "user", "content": document.question},
+            {"role": "assistant", "content": document.answer},
+        ]
+        return sample(self.chat, messages, document.given)
 
 
 def train_base(output: Path, seed: int) -> None:

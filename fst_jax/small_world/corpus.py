@@ -112,4 +112,4 @@ def _wording(rng: np.random.Generator, kind: str) -> str:
 
 
 def _any(rng: np.random.Generator, items: Sequence[T]) -> T:
-    return items[rng.integers(len(items))]
+    return items[int(rng.integers(len(items)))]

@@ -71,7 +71,7 @@ def _shares(
     good, format, right, follows = [], [], [], []
     for question, completions in zip(drawn, engine.generate(requests), strict=True):
         for completion in completions:
-            answer = read(chat.decode(completion.ids))
+            answer = read(chat.decode(completion.ids.tolist()))
             good.append(bool(answer.steps))
             format.append(answer.format == kind.format)
             right.append(format[-1] and answer.content == question.answer)
@@ -101,4 +101,4 @@ def _request(
 
 def _held_out(rng: np.random.Generator, kind: str) -> str:
     wordings: Sequence[str] = HELD_OUT[kind]
-    return as_prompt(wordings[rng.integers(len(wordings))])
+    return as_prompt(wordings[int(rng.integers(len(wordings)))])

@@ -46,8 +46,8 @@ def check_options(
 
 def _hints(constructor: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(vars(constructor)["__init__"])
-    except Exception:  # inherited, or annotations that cannot be resolved: not checked
+        return typing.get_type_hints(constructor.__init__)  # type: ignore[misc]
+    except Exception:  # annotations that cannot be resolved: not checked
         return {}
 
 
