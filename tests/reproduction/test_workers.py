@@ -36,6 +36,11 @@ def starts(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def saved_step(job: Job) -> int:
+    saved = json.loads((job.folder / "checkpoints/1/host/metadata").read_text())
+    return int(saved["progress"]["step"])
+
+
 def wait_for_starts(root: Path, count: int) -> None:
     end = time.monotonic() + 30
     while len(starts(root)) < count:
@@ -122,11 +127,11 @@ def test_a_signal_saves_all_runs_and_they_go_on_later(
     assert outcome.stopped and outcome.failed == ()
     assert len(starts(tmp_path)) == 2  # the third was not begun
     for each in jobs[:2]:
-        saved = json.loads((each.folder / "checkpoints/1/host/metadata").read_text())
-        assert 0 < saved["progress"]["step"] < LONG and not each.made
-    resumed = [job(tmp_path, seed=0, steps=saved["progress"]["step"] + 1)]
-    Workers(resumed, tmp_path, 1, train=FAKE).work()
-    assert resumed[0].made and starts(tmp_path)[-1]["from"] > 0
+        step = saved_step(each)
+        assert 0 < step < LONG and not each.made
+        resumed = job(tmp_path, seed=each.run.seed, steps=step + 1)
+        Workers([resumed], tmp_path, 1, train=FAKE).work()
+        assert resumed.made and starts(tmp_path)[-1]["from"] == step
 
 
 def test_a_run_that_another_command_has_in_hand_is_left_to_it(tmp_path: Path) -> None:
