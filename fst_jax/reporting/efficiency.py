@@ -32,12 +32,12 @@ Count = Callable[[Evaluation], float]
 
 
 def rl_rollouts(event: Evaluation) -> float:
-    """Rollouts that were sampled for RL groups."""
+    """Rollouts that the weights were trained on."""
     return event.rollouts
 
 
 def all_rollouts(event: Evaluation) -> float:
-    """Rollouts of RL groups and of fast rounds."""
+    """Rollouts sampled for RL groups and for fast rounds."""
     return event.all_rollouts
 
 

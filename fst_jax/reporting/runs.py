@@ -40,14 +40,15 @@ class Evaluation:
     n: int
     kl_to_base: float  # exact, nats per token
     entropy: float  # nats per token
-    rollouts: int  # sampled for RL groups
+    rollouts: int  # in RL groups, those reused from fast rounds included
+    reused_rollouts: int  # in RL groups, sampled by fast rounds
     evolve_rollouts: int  # sampled by fast rounds
     reflection_calls: int
 
     @property
     def all_rollouts(self) -> int:
-        """Rollouts of RL groups and of fast rounds."""
-        return self.rollouts + self.evolve_rollouts
+        """Rollouts sampled for RL groups and fast rounds, each counted once."""
+        return self.rollouts - self.reused_rollouts + self.evolve_rollouts
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,12 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Every readable run, and a sentence for each that is left out.
 
     A broken run is left out; so is an unfinished experiment, whose short curve would bias means.
-    An unfinished run that is no experiment stays, since it is shown for itself.
+    An unfinished run that is no experiment stays, since it is shown for itself.  Of two folders
+    of the same experiment the first counts.
     """
-    runs, left_out = [], []
+    runs: list[Run] = []
+    left_out: list[str] = []
+    taken: dict[tuple[str, str], Path] = {}
     for folder in folders:
         try:
             run = read(folder)
@@ -164,7 +168,10 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             left_out.append(
                 f"{folder}: unfinished, evaluated up to step {reached} of {run.planned_steps}"
             )
+        elif run.group and (run.group, run.name) in taken:
+            left_out.append(f"{folder}: the same experiment as {taken[run.group, run.name]}")
         else:
+            taken[run.group, run.name] = folder
             runs.append(run)
     return runs, left_out
 
@@ -223,6 +230,7 @@ def _evaluation(
     steps: Sequence[Mapping[str, Any]],
     rounds: Sequence[Mapping[str, Any]],
 ) -> Evaluation:
+    reused = sum(int(step.get("reused_rollouts") or 0) for step in steps)
     return Evaluation(
         step=int(event["step"]),
         task=event["task"],
@@ -234,7 +242,8 @@ def _evaluation(
         n=int(event["n"]),
         kl_to_base=_number(event["kl_to_base"]),
         entropy=_number(event["entropy"]),
-        rollouts=int(steps[-1]["rollouts_total"]) if steps else 0,
+        rollouts=int(steps[-1]["rollouts_total"]) + reused if steps else 0,
+        reused_rollouts=reused,
         evolve_rollouts=sum(round_rollouts(event) for event in rounds),
         reflection_calls=sum(int(event["reflection_calls"]) for event in rounds),
     )

@@ -75,6 +75,25 @@ def test_unfinished_experiments_are_left_out_and_other_runs_marked(tmp_path: Pat
     assert len(left_out) == 1 and "up to step 18 of 60" in left_out[0]
 
 
+def test_reused_rollouts_are_trained_on_and_sampled_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Plan("fst_reuse", steps=6))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for event in lines:
+        if event["event"] == "step":
+            event["reused_rollouts"] = 10
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    last = read(folder).evaluations[-1]
+    assert last.rollouts == 6 * 128 + 60 and last.all_rollouts == 6 * 128 + 100
+
+
+def test_the_same_experiment_counts_once(tmp_path: Path) -> None:
+    for root in ("made", "recorded"):
+        write_run(tmp_path / root / "main/task.rl.seed0", Plan("rl"))
+    runs, left_out = read_all(find([tmp_path / "made", tmp_path / "recorded"]))
+    assert [run.path.parts[-3] for run in runs] == ["made"]
+    assert len(left_out) == 1 and "the same experiment" in left_out[0]
+
+
 def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", Plan("rl"))
     whole = read(folder)
