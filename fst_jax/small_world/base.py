@@ -86,11 +86,15 @@ class Trainer:
             self.tokens += int(np.count_nonzero(batch.segments))
         self.say(f"loss {np.mean(losses):.3f}")
 
+    @property
+    def seconds(self) -> float:
+        """Since training began."""
+        return time.monotonic() - self._started
+
     def say(self, what: str) -> None:
-        seconds = time.monotonic() - self._started
-        print(
-            f"{seconds:6.0f} s  step {self.steps:5d}  {self.tokens / 1e6:.2f}M  {what}", flush=True
-        )
+        """Print where training stands."""
+        done = f"{self.seconds:6.0f} s  step {self.steps:5d}  {self.tokens / 1e6:.2f}M tokens"
+        print(f"{done}  {what}", flush=True)
 
     def chains_right(self, count: int = 128, nodes: int = 7) -> float:
         """Share of chains of `nodes` nodes that are told right, told the direction."""
