@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,8 @@ class Workers:
             except RunError as error:
                 self._fail(job, str(error))
                 return True
-        with open(log, "ab") as output:
+        slot = min(set(range(self._parallel)) - {worker.slot for worker in self._active})
+        with open(log, "ab") as output, _on_core(slot, self._parallel):
             try:
                 fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -126,8 +127,6 @@ class Workers:
                 start_new_session=True,  # Ctrl-C reaches it once, through this process
             )
             size = output.tell()
-        slot = min(set(range(self._parallel)) - {worker.slot for worker in self._active})
-        _pin(process.pid, slot, self._parallel)
         self._active.append(Worker(job, process, log, slot, time.monotonic(), size))
         return True
 
@@ -181,11 +180,15 @@ def _environment(root: Path) -> dict[str, str]:
     return ours | dict(os.environ)
 
 
-def _pin(process: int, slot: int, parallel: int) -> None:
-    """A core of its own for each of the parallel processes, where there are as many."""
-    if not hasattr(os, "sched_setaffinity"):
+@contextlib.contextmanager
+def _on_core(slot: int, parallel: int) -> Iterator[None]:
+    """What is started inside has a core of its own, where there are enough of them."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(cores) < parallel:
+        yield
         return
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= parallel:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            os.sched_setaffinity(process, {cores[slot]})
+    os.sched_setaffinity(0, {sorted(cores)[slot]})  # a child has the cores of its parent
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
