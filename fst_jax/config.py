@@ -277,10 +277,10 @@ class Config:
             "slow.enabled and fast.enabled are both false: nothing would learn",
         )
         require(
-            re.fullmatch(r"\w[\w .+=-]{0,99}", self.name) is not None
+            re.fullmatch(r"\w[\w .+=@-]{0,99}", self.name) is not None
             and self.name == self.name.strip(),
             "name",
-            "must be a plain folder name of letters, digits, '_', '-', '.', at most 100 long",
+            "must be a plain folder name of letters, digits and any of '_-.+=@', at most 100 long",
         )
         if self.fast.enabled:
             require(

@@ -160,7 +160,7 @@ def save_model(
         names = _tensor_names(path, value.shape)
         for i, name in enumerate(names):
             parts[name] = (path, value, i if path.startswith("layers/") else None)
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and any(source.glob("*.safetensors")):
         with TensorFolder(source) as tensors:
             if _HEAD in tensors.shapes:
                 parts[_HEAD] = parts[_MODULES["embedding"] + ".weight"]

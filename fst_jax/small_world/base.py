@@ -47,7 +47,7 @@ from fst_jax.small_world.vocabulary import END, PAD, SPECIAL, write_tokenizer
 MAX_TOKENS = 160
 RATE, WARMUP = 0.02, 30  # Muon's peak rate and its warm-up in steps
 SKILLED = 0.5  # share of chains told right that ends the first stage
-RIGHT = 0.5  # mean share of right answers under both instructions that ends the third
+RIGHT = 0.33  # mean share of right answers under both instructions before the rate falls
 OBEDIENT = 0.9
 SINGLE_STEPS, DECAY_STEPS, LEAST_RATE = 300, 100, 0.03
 MICRO_BATCH_ROWS = 8
