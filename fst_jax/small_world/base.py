@@ -49,9 +49,10 @@ RATE, WARMUP = 0.02, 30  # Muon's peak rate and its warm-up in steps
 SKILLED = 0.5  # share of chains told right that ends the first stage
 RIGHT = 0.33  # mean share of right answers under both instructions before the rate falls
 OBEDIENT = 0.9
-SINGLE_STEPS, DECAY_STEPS, LEAST_RATE = 300, 100, 0.03
+CHAIN_STEPS, SINGLE_STEPS, FULL_STEPS, DECAY_STEPS = 100, 300, 25, 100  # per evaluation
+LEAST_RATE = 0.03  # share of the rate at the end
 MICRO_BATCH_ROWS = 8
-FINAL_QUESTIONS = 256
+TRIAL_QUESTIONS, FINAL_QUESTIONS = 32, 256
 
 Draw = Callable[[np.random.Generator], Document]
 
@@ -158,15 +159,15 @@ def teach(trainer: Trainer) -> None:
     """The three stages."""
     skill = 0.0
     while skill < SKILLED:
-        trainer.learn(_looking_up, 100, 32)
+        trainer.learn(_looking_up, CHAIN_STEPS, 32)
         skill = trainer.chains_right()
         trainer.say(f"chains right: {skill:.2f}")
     trainer.learn(_mostly(corpus.single_instruction, 0.7), SINGLE_STEPS, 32)
     full = _mostly(corpus.document, 0.95)
     right, obeys = [0.0], 0.0
     while np.mean(right) < RIGHT or obeys < OBEDIENT:
-        trainer.learn(full, 25, 64)
-        figures = trainer.obedience(questions=32)
+        trainer.learn(full, FULL_STEPS, 64)
+        figures = trainer.obedience(TRIAL_QUESTIONS)
         right, obeys = instructed(figures), following(figures)
         trainer.say(f"right under instructions: {right}, follows {obeys:.3f}")
     trainer.learn(full, DECAY_STEPS, 64, decay=True)
