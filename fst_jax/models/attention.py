@@ -23,10 +23,21 @@ def attention(
     kv_heads = key.shape[2]
     if scale is None:
         scale = head_dim**-0.5
+    # Heads before positions: the products then need no shuffled copies on the CPU.
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    grouped = grouped.transpose(0, 2, 3, 1, 4)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scores = jnp.einsum("bkgtd,bksd->bkgts", grouped, key, preferred_element_type=jnp.float32)
     # A finite floor, since a row of -inf would make NaN in the backward pass.
     scores = jnp.where(mask[:, None, None], scores * scale, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, value)
-    return out.reshape(query.shape).astype(query.dtype)
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    # Normalised after the product with the values: a division per head and query, not per score.
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bkgts,bksd->bkgtd",
+        weights.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    )
+    return (out / total).transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(query.dtype)
