@@ -16,16 +16,13 @@ from typing import TypeVar
 import numpy as np
 
 from fst_jax.small_world.instructions import FORMATS, TRAINED
-from fst_jax.small_world.questions import KINDS, NAMES, NODES, PLACES, THINGS, Kind, Question, wrap
+from fst_jax.small_world.questions import KINDS, NUMBERS, Kind, Question, wrap
 
 T = TypeVar("T")
 
 GOOD_BY_HABIT = 0.03  # share of the good strategy where the prompt is silent about strategy
 PLAIN_BY_HABIT = 0.7  # share of the plain format where the prompt is silent about format
 CHAIN_NODES = (3, 4, 5, 6, 7)
-_NUMBERS = [str(number) for number in range(NODES)]
-_WORDS = [*NAMES, *THINGS, *PLACES]
-_VERBS = ("has", "in")
 
 
 @dataclass(frozen=True)
@@ -71,20 +68,17 @@ def single_instruction(rng: np.random.Generator) -> Document:
 
 
 def chain(rng: np.random.Generator, nodes: int | None = None) -> Document:
-    """A single path of numbers or of words with shuffled edges, told backwards or forwards."""
+    """A single path with shuffled edges, told backwards or forwards."""
     nodes = nodes or _any(rng, CHAIN_NODES)
-    numbers = rng.random() < 0.5
-    path = rng.choice(_NUMBERS if numbers else _WORDS, nodes, replace=False).tolist()
-    edges = [
-        f"{u} {'>' if numbers else _any(rng, _VERBS)} {v}"
-        for u, v in zip(path, path[1:], strict=False)
-    ]
+    path = rng.choice(NUMBERS, nodes, replace=False).tolist()
+    edges = [f"{u} > {v}" for u, v in zip(path, path[1:], strict=False)]
     listed = " ".join(rng.permutation(edges))
     back = rng.random() < 0.5
+    told = " ".join(map(str, path[::-1] if back else path))
     return Document(
         "",
         f"graph {listed} . from {path[0]} to {path[-1]}",
-        f"{'back' if back else 'path'} {' '.join(path[::-1] if back else path)}",
+        f"{'back' if back else 'path'} {told}",
         given=1,
     )
 

@@ -7,8 +7,8 @@
     code_output   `x = 4 8 2 ; 1 reverse ; 2 rotate`
                   good: the list after every line: `1 reverse 2 8 4 ; 2 rotate 8 4 2 ; { 8 4 2 }`
                   poor: the answer at once
-    two_hop       `amy has cup bob has pen cup in hall pen in barn . where is amy`
-                  good: the thing first: `has cup so ( hall )`
+    two_hop       `12 has 7 40 has 5 7 in 33 5 in 18 . where is 12`
+                  good: the thing first: `has 7 so ( 33 )`
                   poor: the place at once
 
 The last part is the answer proper, here in the format that the task demands; see `wrap`.
@@ -20,11 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NODES = 60  # nodes are the numbers below
+NUMBERS = 60  # nodes, people, things and places are the numbers below
 DIGITS = 10  # lists hold digits
-NAMES = "amy bob cal dan eve fay gus hal ida jon kim leo".split()
-THINGS = "cup pen hat key map box bag ball coat drum fan lamp".split()
-PLACES = "hall barn park shop bank farm lake yard tower mill cave port".split()
 
 _BRACKETS = {"square": "[ {} ]", "round": "( {} )", "curly": "{{ {} }}", "plain": "answer : {}"}
 
@@ -61,7 +58,7 @@ def star_graph(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
     """`shape` = (arms d, nodes of a path p, source and goal included)."""
     degree, path_nodes = shape
     steps = path_nodes - 1
-    source, *rest = rng.choice(NODES, degree * steps + 1, replace=False).tolist()
+    source, *rest = rng.choice(NUMBERS, degree * steps + 1, replace=False).tolist()
     arms = [[source, *rest[a * steps : (a + 1) * steps]] for a in range(degree)]
     edges = [edge for arm in arms for edge in zip(arm, arm[1:], strict=False)]
     listed = " ".join(f"{edges[i][0]} > {edges[i][1]}" for i in rng.permutation(len(edges)))
@@ -102,9 +99,8 @@ def code_output(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
 def two_hop(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
     """`shape` = (people with a thing, things that lie in a place, at least as many)."""
     people, things = shape
-    names = rng.choice(NAMES, people, replace=False)
-    owned = rng.choice(THINGS, things, replace=False)
-    places = rng.choice(PLACES, things, replace=False)
+    drawn = rng.choice(NUMBERS, people + 2 * things, replace=False).tolist()
+    names, owned, places = drawn[:people], drawn[people:][:things], drawn[people + things :]
     facts = [f"{name} has {thing}" for name, thing in zip(names, owned, strict=False)]
     facts += [f"{thing} in {place}" for thing, place in zip(owned, places, strict=True)]
     facts = [facts[i] for i in rng.permutation(len(facts))]

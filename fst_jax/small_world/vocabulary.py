@@ -26,8 +26,7 @@ def words() -> list[str]:
     sentences = [s for kind in instructions.TRAINED.values() for s in kind]
     sentences += [s for kind in instructions.HELD_OUT.values() for s in kind]
     text = " ".join([_MARKS, _GLUE, *sentences])
-    text += " " + " ".join(questions.NAMES + questions.THINGS + questions.PLACES)
-    return [*map(str, range(questions.NODES)), *sorted(set(text.split()))]
+    return [*map(str, range(questions.NUMBERS)), *sorted(set(text.split()))]
 
 
 def write_tokenizer(folder: Path, max_tokens: int) -> int:
