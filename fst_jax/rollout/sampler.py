@@ -1,9 +1,11 @@
 """The in-process sampler: prefill each prompt once, then decode all its samples.
 
 A device batch is P prompts × N samples.  The prompts' keys and values are
-computed once, [L, P, S, Hkv, Dh], and read by all N samples; every sample adds
-its own, [L, P, N, S', Hkv, Dh].  Decoding is one jitted while-loop that ends as
-soon as every sample has stopped.
+computed once, keys [L, P, Hkv, Dh, S] and values [L, P, Hkv, S, Dh], and read by
+all N samples; every sample adds its own, [L, P, N, Hkv, S', Dh].  So stored, no
+step of decoding has to turn a cache around: on the CPU that took longer than the
+products.  Decoding is one jitted while-loop that ends as soon as every sample
+has stopped.
 
 Prompts are padded on the right and lengths come from a short list, so a run
 compiles a handful of programs and then none.
@@ -61,8 +63,9 @@ def generate(
     logits, prompt_cache = _prefill(model, prompts)
     shape = (prompts.tokens.shape[0], samples)
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
-    key, value = prompt_cache
-    cache_shape = (key.shape[0], *shape, max_new, *key.shape[-2:])
+    value = prompt_cache[1]
+    layers, _, kv_heads, _, head_dim = value.shape
+    cache_shape = (layers, *shape, kv_heads, max_new, head_dim)
     prompt_mask = jnp.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
     positions = jnp.repeat(prompts.lengths, samples)[:, None]
 
@@ -94,8 +97,8 @@ def generate(
         hidden, fresh = model(token.reshape(-1, 1), positions + i, attend, cache)
 
         def append(held: Array, kv: Array) -> Array:
-            new = kv.reshape(*held.shape[:3], 1, *held.shape[4:])
-            return jax.lax.dynamic_update_slice_in_dim(held, new, i, axis=3)
+            new = kv.reshape(*held.shape[:4], 1, held.shape[5])
+            return jax.lax.dynamic_update_slice_in_dim(held, new, i, axis=4)
 
         generated = append(loop.cache[0], fresh[0]), append(loop.cache[1], fresh[1])
         logits = model.logits(hidden).reshape(loop.logits.shape)
@@ -107,20 +110,23 @@ def generate(
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, bool),
     )
-    cache = (jnp.zeros(cache_shape, key.dtype), jnp.zeros(cache_shape, value.dtype))
+    cache = (jnp.zeros(cache_shape, value.dtype), jnp.zeros(cache_shape, value.dtype))
     done = jnp.broadcast_to((prompts.lengths == 0)[:, None], shape)
     start = Loop(jnp.zeros((), jnp.int32), logits, cache, empty, done)
     return jax.lax.while_loop(unfinished, advance, start).samples
 
 
 def _prefill(model: Decoder, prompts: Prompts) -> tuple[Float[Array, "P V"], tuple[Array, Array]]:
-    """Logits after each prompt, and the prompt's keys and values for every layer."""
+    """Logits after each prompt, and the prompt's keys and values as decoding wants them."""
     index = jnp.arange(prompts.tokens.shape[1])
     mask = (index[:, None] >= index)[None] & (index < prompts.lengths[:, None])[:, None]
     positions = jnp.broadcast_to(index, prompts.tokens.shape)
-    hidden, cache = model(
-        prompts.tokens, positions, lambda q, k, v, _: (attention(q, k, v, mask), (k, v))
-    )
+
+    def attend(query: Array, key: Array, value: Array, _: Any) -> tuple[Array, Any]:
+        cache = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+        return attention(query, key, value, mask), cache
+
+    hidden, cache = model(prompts.tokens, positions, attend)
     last = jnp.maximum(prompts.lengths - 1, 0)[:, None, None]
     return model.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0]), cache
 
@@ -139,27 +145,32 @@ def _decode_attention(
         prompt_key, prompt_value, past_key, past_value = cache
         kv_heads, head_dim = key.shape[2:]
         q = query.reshape(prompts, samples, kv_heads, -1, head_dim) * head_dim**-0.5
-        k = key.reshape(prompts, samples, 1, kv_heads, head_dim)
-        v = value.reshape(prompts, samples, 1, kv_heads, head_dim)
+        k = key.reshape(prompts, samples, kv_heads, 1, head_dim)
+        v = value.reshape(prompts, samples, kv_heads, 1, head_dim)
 
-        def scores(equation: str, keys: Array) -> Array:
-            return jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
+        def scores(keys: Array) -> Array:
+            return jnp.einsum("pnkgd,pnksd->pnkgs", q, keys, preferred_element_type=jnp.float32)
+
+        def of_prompt(x: Array, cache: Array, dtype: Any) -> Array:
+            """x @ cache, one product for the N samples of a prompt."""
+            rows = x.swapaxes(1, 2).reshape(prompts, kv_heads, -1, x.shape[-1])
+            y = jnp.matmul(rows, cache, preferred_element_type=dtype)
+            return y.reshape(prompts, kv_heads, samples, -1, y.shape[-1]).swapaxes(1, 2)
 
         floor = jnp.finfo(jnp.float32).min
-        to_prompt = jnp.where(
-            prompt_mask[:, None, None, None], scores("pnkgd,pskd->pnkgs", prompt_key), floor
-        )
-        past = jnp.arange(past_key.shape[2]) < step
-        to_past = jnp.where(past, scores("pnkgd,pnskd->pnkgs", past_key), floor)
-        to_self = scores("pnkgd,pnskd->pnkgs", k)
+        to_prompt = of_prompt(q, prompt_key, jnp.float32)
+        to_prompt = jnp.where(prompt_mask[:, None, None, None], to_prompt, floor)
+        past = jnp.arange(past_key.shape[3]) < step
+        to_past = jnp.where(past, scores(past_key), floor)
+        to_self = scores(k)
         weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_past, to_self], -1), axis=-1)
         weights = weights.astype(value.dtype)
         split = (to_prompt.shape[-1], to_prompt.shape[-1] + to_past.shape[-1])
         on_prompt, on_past, on_self = jnp.split(weights, split, axis=-1)
         out = (
-            jnp.einsum("pnkgs,pskd->pnkgd", on_prompt, prompt_value)
-            + jnp.einsum("pnkgs,pnskd->pnkgd", on_past, past_value)
-            + jnp.einsum("pnkgs,pnskd->pnkgd", on_self, v)
+            of_prompt(on_prompt, prompt_value, value.dtype)
+            + jnp.einsum("pnkgs,pnksd->pnkgd", on_past, past_value)
+            + on_self * v
         )
         return out.reshape(query.shape), (key, value)
 
