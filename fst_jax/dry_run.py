@@ -24,7 +24,9 @@ def describe(config: Config, inputs: Inputs) -> str:
     kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype_bytes
 
     each = rollout.group_size // config.population
-    per_row = completions_per_row(each, rollout.max_prompt_tokens, rollout.max_new_tokens)
+    per_row = completions_per_row(
+        each, rollout.max_prompt_tokens, rollout.max_new_tokens, model.hidden_size
+    )
     rows = rollout.problems_per_step * rollout.group_size // per_row
     row_tokens = bucket(rollout.max_prompt_tokens + per_row * rollout.max_new_tokens)
     prompts = max(1, rollout.batch_size // each)

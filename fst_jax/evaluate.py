@@ -48,6 +48,7 @@ class Evaluator:
         """`base` are the parameters that drift is measured from."""
         self._config, self._mesh, self._actor = config, inputs.mesh, actor
         self._graphdef, self._base = graphdef, base
+        self._hidden_size = inputs.model.hidden_size
         self._held_out: dict[str, list[Problem]] = {}  # by task; a stream has several
         for stage in stages_of(inputs.exam.task):
             first = (stage.test[i] for i in range(min(config.eval.problems, len(stage.test))))
@@ -83,7 +84,10 @@ class Evaluator:
         )
         rewards = np.array([r.score.reward for group in groups for r in group]).reshape(-1, k)
         per_row = completions_per_row(
-            k // spread, rollout.max_prompt_tokens, rollout.max_new_tokens
+            k // spread,
+            rollout.max_prompt_tokens,
+            rollout.max_new_tokens,
+            self._hidden_size,
         )
         measured = [rollout for group in groups for rollout in group][:DRIFT_ROLLOUTS]
         batch = pack(

@@ -159,6 +159,7 @@ def slow_step(
         config.rollout.group_size // config.population,
         config.rollout.max_prompt_tokens,
         config.rollout.max_new_tokens,
+        learner.hidden_size,
     )
     batch = pack(samples_of(groups, config.slow), per_row, learner.micro_batch_rows)
     return group_metrics(groups) | learner.step(batch)

@@ -141,6 +141,7 @@ class Learner:
     def __init__(self, model: Decoder, settings: SlowSettings, mesh: Mesh):
         """Take over the parameters of `model` as θ0; the reference is a copy of them."""
         graphdef, params = nnx.split(model)
+        self.hidden_size = model.config.hidden_size
         self.graphdef, self.settings, self.mesh = graphdef, settings, mesh
         params = jax.device_put(params, shardings(params, mesh))
         self.reference = jax.tree.map(jnp.copy, params)

@@ -145,8 +145,20 @@ def test_the_layout_of_the_docstring():
     assert row.target[:6].tolist() == [1, 2, 3, 4, 5, 0]
 
 
-@given(st.integers(1, 64), st.integers(1, 300), st.integers(1, 300))
-def test_completions_per_row(samples, prompt, new):
-    chosen = completions_per_row(samples, prompt, new)
-    fits = [c for c in range(1, samples + 1) if samples % c == 0 and c * new <= max(prompt, new)]
-    assert chosen == max([1, *fits])
+@given(st.integers(1, 64), st.integers(1, 300), st.integers(1, 300), st.integers(1, 4096))
+def test_completions_per_row_cost_least(samples, prompt, new, hidden):
+    def multiplications(per_row):
+        """Of one layer with a gated MLP of 8/3 H, over all rows: 12 H² a token, and attention."""
+        rows, tokens = samples // per_row, prompt + per_row * new
+        projections = 4 * hidden * hidden + 3 * hidden * (8 * hidden / 3)
+        return rows * (projections * tokens + 2 * tokens * tokens * hidden)
+
+    chosen = completions_per_row(samples, prompt, new, hidden)
+    assert samples % chosen == 0
+    least = min(multiplications(c) for c in range(1, samples + 1) if samples % c == 0)
+    assert multiplications(chosen) == pytest.approx(least)
+
+
+def test_completions_per_row_of_the_configs():
+    assert completions_per_row(8, 112, 32, 128) == 8  # short: contexts are worth sharing
+    assert completions_per_row(8, 4096, 8192, 4096) == 1  # long: attention would cost more
