@@ -46,7 +46,7 @@ from fst_jax.small_world.vocabulary import END, PAD, SPECIAL, write_tokenizer
 
 MAX_TOKENS = 160
 RATE, WARMUP = 0.02, 30  # Muon's peak rate and its warm-up in steps
-SKILLED = 0.5  # share of chains told right that ends the first stage
+SKILLED = 0.4  # share of chains told right that ends the first stage
 RIGHT = 0.33  # mean share of right answers under both instructions before the rate falls
 OBEDIENT = 0.9
 CHAIN_STEPS, SINGLE_STEPS, FULL_STEPS, DECAY_STEPS = 100, 200, 25, 100

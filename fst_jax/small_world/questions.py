@@ -8,7 +8,7 @@
                   good: the list after every line: `1 reverse 2 8 4 ; 2 rotate 8 4 2 ; { 8 4 2 }`
                   poor: the answer at once
     two_hop       `12 has 7 40 has 5 7 in 33 5 in 18 . where is 12`
-                  good: the thing first: `has 7 so ( 33 )`
+                  good: the way there, over the thing: `via 12 7 33 ( 33 )`
                   poor: the place at once
 
 The last part is the answer proper, here in the format that the task demands; see `wrap`.
@@ -108,7 +108,7 @@ def two_hop(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
     return Question(
         text=f"{' '.join(facts)} . where is {names[asked]}",
         answer=str(places[asked]),
-        steps=f"has {owned[asked]} so",
+        steps=f"via {names[asked]} {owned[asked]} {places[asked]}",
         guess=str(places[asked]),
     )
 
@@ -119,12 +119,12 @@ def _join(items: list[int]) -> str:
 
 KINDS: Mapping[str, Kind] = {
     "star_graph": Kind(
-        "back", "forward", "square", star_graph, (5, 3), (4, 4),
-        ((2, 3), (3, 3), (4, 3), (5, 3), (3, 4), (4, 4)),
+        "back", "forward", "square", star_graph, (4, 4), (5, 4),
+        ((2, 3), (3, 3), (5, 3), (3, 4), (4, 4), (5, 4)),
     ),
     "code_output": Kind(
-        "trace", "direct", "curly", code_output, (5, 2), (6, 2),
-        ((3, 1), (4, 1), (4, 2), (5, 2), (6, 2)),
+        "trace", "direct", "curly", code_output, (6, 2), (7, 2),
+        ((4, 1), (4, 2), (5, 2), (6, 2), (7, 2)),
     ),
     "two_hop": Kind(
         "bridge", "direct", "round", two_hop, (4, 4), (5, 5),

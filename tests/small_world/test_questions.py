@@ -58,7 +58,7 @@ def test_two_hop_names_the_thing(seed, people):
     owned = {name: thing for name, verb, thing in triples if verb == "has"}
     lies = {thing: place for thing, verb, place in triples if verb == "in"}
     assert question.answer == lies[owned[asked]]
-    assert question.steps == f"has {owned[asked]} so"
+    assert question.steps == f"via {asked} {owned[asked]} {lies[owned[asked]]}"
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -1,0 +1,81 @@
+"""How a base model is made, in miniature, and what the shipped one can do."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fst_jax.config import ParallelSettings
+from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
+from fst_jax.models.huggingface import load_model
+from fst_jax.parallel.mesh import make_mesh
+from fst_jax.rollout.chat import Chat
+from fst_jax.rollout.local import LocalEngine
+from fst_jax.small_world import base, card
+from fst_jax.small_world.obedience import PROMPTS, following, instructed, obedience
+from fst_jax.small_world.questions import KINDS
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """A base model of two steps a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CHAIN_STEPS", "SINGLE_STEPS", "FULL_STEPS", "DECAY_STEPS"):
+            patch.setattr(base, name, 2)
+        for name in ("SKILLED", "RIGHT", "OBEDIENT"):
+            patch.setattr(base, name, -1.0)
+        for name in ("TRIAL_QUESTIONS", "FINAL_QUESTIONS"):
+            patch.setattr(base, name, 4)
+        folders = [tmp_path_factory.mktemp("base") / str(seed) for seed in (0, 0, 1)]
+        for folder, seed in zip(folders, (0, 0, 1), strict=True):
+            base.train_base(folder, seed)
+    return folders
+
+
+def test_a_seed_gives_the_same_model_again(miniature):
+    first, again, other = ((folder / "model.safetensors").read_bytes() for folder in miniature)
+    assert first == again != other
+
+
+def test_the_folder_is_complete_and_its_card_shows_its_figures(miniature):
+    folder = miniature[0]
+    assert load_model(folder).config == load_config(folder)
+    assert load_tokenizer(folder).chat_template
+    assert stop_ids(folder) == [load_tokenizer(folder).eos_token_id]
+    card.main([str(folder), str(miniature[2])])
+    text = (folder / "README.md").read_text()
+    figures = json.loads((folder / "figures.json").read_text())
+    assert f"{following(figures['kinds']):.1%}" in text
+    assert "### Seed 0" in text and "### Seed 1" in text
+    for label in PROMPTS:
+        assert f"| {label} |" in text
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """Figures of fst-tiny on questions and samples that its card did not use."""
+    folder = resolve("fst-tiny")
+    chat = Chat(load_tokenizer(folder), stop_ids=stop_ids(folder))
+    engine = LocalEngine(load_model(folder), make_mesh(ParallelSettings()), batch_size=128)
+    return obedience(engine, chat, questions=32, seed=123)
+
+
+def test_fst_tiny_is_small():
+    files = [file for file in resolve("fst-tiny").iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+    figures = json.loads((resolve("fst-tiny") / "figures.json").read_text())
+    assert 500_000 < figures["parameters"] < 3_000_000
+
+
+def test_fst_tiny_follows_wordings_that_it_never_saw(shipped):
+    assert following(shipped) >= 0.85
+
+
+def test_fst_tiny_has_something_to_learn_in_both_ways(shipped):
+    for right in instructed(shipped):
+        assert 0.3 < right < 0.8
+    for kind in KINDS:
+        generic = shipped[kind]["generic"]
+        assert generic["right"] < 0.1  # the prompt has something to learn
+        assert generic["good"] < 0.15
+    assert np.mean([shipped[kind]["generic"]["good"] for kind in KINDS]) < 0.08
