@@ -1,6 +1,8 @@
 """Seconds of the programs that a run spends its time in, on this machine.
 
     .venv/bin/python benchmarks/hot_paths.py [--model models/SmolLM2-135M-Instruct] [--dtype D]
+    taskset -c 0 .venv/bin/python benchmarks/hot_paths.py --model fst-tiny --rows 8 \\
+      --completions 8 --new 24 --prompts 64 --samples 2
 
 Each row: a warm-up (which compiles), then the median wall and CPU time of a few calls.
 """
@@ -18,14 +20,14 @@ import numpy as np
 from flax import nnx
 
 from fst_jax.config import SlowSettings
+from fst_jax.models.folder import resolve
 from fst_jax.models.huggingface import load_model
 from fst_jax.rollout import sampler
 from fst_jax.slow.learner import micro_batch_loss
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Sample, pack
 
-ROWS, CONTEXT, COMPLETIONS, NEW = 4, 60, 4, 16  # of a training micro-batch
-PROMPTS, SAMPLES = 12, 4  # of a sampling batch
+CONTEXT = 60
 CALLS = 3
 
 
@@ -50,8 +52,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    for name, default, help in (
+        ("rows", 4, "of a training micro-batch"),
+        ("completions", 4, "of a training row"),
+        ("new", 16, "tokens of a completion"),
+        ("prompts", 12, "of a sampling batch"),
+        ("samples", 4, "of each prompt"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=help)
     options = parser.parse_args()
-    model = load_model(options.model, dtype=jnp.dtype(options.dtype), param_dtype=jnp.float32)
+    per_batch, completions, new = options.rows, options.completions, options.new
+    count, n = options.prompts, options.samples
+    model = load_model(
+        resolve(options.model), dtype=jnp.dtype(options.dtype), param_dtype=jnp.float32
+    )
     graphdef, params = nnx.split(model)
     rng = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
@@ -60,46 +74,46 @@ def main() -> None:
         return rng.integers(0, vocabulary, shape).astype(np.int32)
 
     def sample(context: tuple[int, ...], group: int) -> Sample:
-        return Sample(context, tokens(NEW), -np.ones(NEW, np.float32), 1.0, group, 1.0, True)
+        return Sample(context, tokens(new), -np.ones(new, np.float32), 1.0, group, 1.0, True)
 
-    contexts = [tuple(tokens(CONTEXT).tolist()) for _ in range(ROWS)]
-    samples = [sample(c, group) for group, c in enumerate(contexts) for _ in range(COMPLETIONS)]
-    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, COMPLETIONS, ROWS))
+    contexts = [tuple(tokens(CONTEXT).tolist()) for _ in range(per_batch)]
+    samples = [sample(c, group) for group, c in enumerate(contexts) for _ in range(completions)]
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, completions, per_batch))
     alone = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, 1, len(samples)))
 
     def prompts(limit: int) -> sampler.Prompts:
-        column = partial(np.full, PROMPTS)
+        column = partial(np.full, count)
         return sampler.Prompts(
-            tokens(PROMPTS, 64), column(CONTEXT), column(limit), column(1.0, np.float32),
-            column(0.95, np.float32), column(0), np.full((PROMPTS, 4), sampler.NO_TOKEN),
-            np.arange(PROMPTS, dtype=np.int32),
+            tokens(count, 64), column(CONTEXT), column(limit), column(1.0, np.float32),
+            column(0.95, np.float32), column(0), np.full((count, 4), sampler.NO_TOKEN),
+            np.arange(count, dtype=np.int32),
         )  # fmt: skip
 
     def generate(params: Any, limit: int) -> sampler.Samples:
         return sampler.generate(
-            params, prompts(limit), graphdef=graphdef, samples=SAMPLES, max_new=NEW, truncated=False
+            params, prompts(limit), graphdef=graphdef, samples=n, max_new=new, truncated=False
         )
 
     settings = SlowSettings()
     scores = jax.jit(lambda p, r: score_tokens(nnx.merge(graphdef, p), r, settings.head_chunk))
     loss = partial(micro_batch_loss, graphdef=graphdef, settings=settings)
     gradient = jax.jit(jax.grad(loss, has_aux=True))
-    logits = jax.random.normal(jax.random.key(0), (PROMPTS, SAMPLES, vocabulary)) * 3
+    logits = jax.random.normal(jax.random.key(0), (count, n, vocabulary)) * 3
 
     print("| program | work | wall s | CPU s | first call s |\n|---|---|--:|--:|--:|")
-    shape = f"{ROWS} rows of {rows.tokens.shape[1]} tokens"
+    shape = f"{per_batch} rows of {rows.tokens.shape[1]} tokens"
     measure("log-probabilities", shape, scores, params, rows)
     measure("loss and gradient, context shared", shape, gradient, params, params, rows)
     shape = f"{alone.tokens.shape[0]} rows of {alone.tokens.shape[1]} tokens"
     measure("loss and gradient, a row each", shape, gradient, params, params, alone)
-    shape = f"{PROMPTS} prompts of 64 tokens"
+    shape = f"{count} prompts of 64 tokens"
     measure("prefill and 1 token", shape, generate, params, 1)
-    shape = f"{PROMPTS * SAMPLES} samples"
-    measure(f"prefill and {NEW} tokens", shape, generate, params, NEW)
+    shape = f"{count * n} samples"
+    measure(f"prefill and {new} tokens", shape, generate, params, new)
     for truncated in (False, True):
         draw = jax.jit(partial(sampler.sample, truncated=truncated))
         name = "draw a token, top-p" if truncated else "draw a token, full support"
-        measure(name, shape, draw, logits, prompts(NEW), jnp.int32(3))
+        measure(name, shape, draw, logits, prompts(new), jnp.int32(3))
 
 
 if __name__ == "__main__":
