@@ -123,11 +123,11 @@ KINDS: Mapping[str, Kind] = {
         ((2, 3), (3, 3), (5, 3), (3, 4), (4, 4), (5, 4)),
     ),
     "code_output": Kind(
-        "trace", "direct", "curly", code_output, (6, 2), (7, 2),
+        "trace", "direct", "curly", code_output, (7, 2), (8, 2),
         ((4, 1), (4, 2), (5, 2), (6, 2), (7, 2)),
     ),
     "two_hop": Kind(
-        "bridge", "direct", "round", two_hop, (4, 4), (5, 5),
+        "bridge", "direct", "round", two_hop, (8, 8), (10, 10),
         ((2, 2), (3, 3), (3, 4), (4, 4), (5, 5)),
     ),
 }  # fmt: skip
