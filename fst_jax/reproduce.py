@@ -16,6 +16,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from fst_jax.report import report
@@ -58,6 +59,7 @@ def jobs_of(options: argparse.Namespace) -> dict[str, Job]:
         run
         for experiment in chosen(options.experiments)
         for run in experiment.runs(options.seeds, options.quick)
+        if any(fnmatch(run.key, pattern) for pattern in options.only or ["*"])
     ]
     return plan(runs, options.config, options.root, options.recorded)
 
@@ -103,6 +105,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     parser.add_argument(
         "--quick", action="store_true", help="one seed, one task, few steps: does it work?"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="a part: runs like 'main/star_graph.fst.*'; may be given several times",
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds of every run (default: 5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
