@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -40,8 +39,9 @@ from fst_jax.sft import sample
 from fst_jax.slow.packing import Sample, pack
 from fst_jax.slow.supervised import SupervisedLearner, make_optimizer
 from fst_jax.small_world import corpus
+from fst_jax.small_world.card import write_card
 from fst_jax.small_world.corpus import Document
-from fst_jax.small_world.obedience import SAMPLES, following, instructed, obedience
+from fst_jax.small_world.obedience import following, instructed, obedience
 from fst_jax.small_world.vocabulary import END, PAD, SPECIAL, write_tokenizer
 
 MAX_TOKENS = 160
@@ -52,7 +52,7 @@ OBEDIENT = 0.9
 CHAIN_STEPS, SINGLE_STEPS, FULL_STEPS, DECAY_STEPS = 100, 200, 25, 100
 LEAST_RATE = 0.03  # share of the rate at the end
 MICRO_BATCH_ROWS = 8
-TRIAL_QUESTIONS, FINAL_QUESTIONS = 32, 256
+TRIAL_QUESTIONS = 32
 
 Draw = Callable[[np.random.Generator], Document]
 
@@ -141,18 +141,15 @@ def train_base(output: Path, seed: int) -> None:
         teach(trainer)
         config = ModelConfig.from_hf(configuration)
         save_model(output, trainer.learner.params, config, source)
-    kinds = trainer.obedience(FINAL_QUESTIONS)
-    figures = {
+    training = {
         "seed": seed,
         "steps": trainer.steps,
         "tokens": trainer.tokens,
         "seconds": round(trainer.seconds),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trainer.learner.params)),
-        "questions": FINAL_QUESTIONS * SAMPLES,
-        "kinds": kinds,
     }
-    (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    trainer.say(f"right under instructions: {instructed(kinds)}; wrote {output}")
+    (output / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    write_card(output)
+    trainer.say(f"wrote {output}")
 
 
 def teach(trainer: Trainer) -> None:

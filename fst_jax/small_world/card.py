@@ -1,7 +1,7 @@
 """python -m fst_jax.small_world.card FOLDER [OTHER_SEED ...]: the model card of a base model.
 
-Writes FOLDER/README.md from the figures.json that training left there and in the folders of other
-pre-training seeds.
+Measures the models and writes FOLDER/README.md: those of other pre-training seeds stand beside the
+model's own figures, which figures.json holds too.
 """
 
 import argparse
@@ -11,10 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from flax import nnx
+
+from fst_jax.config import ParallelSettings
 from fst_jax.errors import ModelError
+from fst_jax.models.folder import load_config, load_tokenizer, stop_ids
+from fst_jax.models.huggingface import load_model
+from fst_jax.parallel.mesh import make_mesh
+from fst_jax.rollout.chat import Chat
+from fst_jax.rollout.local import LocalEngine
 from fst_jax.settings import command
-from fst_jax.small_world.obedience import PROMPTS, following
+from fst_jax.small_world.obedience import PROMPTS, SAMPLES, following, obedience
 from fst_jax.small_world.questions import KINDS
+
+QUESTIONS = 256  # of each kind under each prompt
 
 _HEAD = """---
 license: apache-2.0
@@ -34,22 +45,22 @@ Each stage of the curriculum ends by evaluation; the checkpoint is an early one 
 
 ## Figures
 
-Questions drawn anew, wordings that the corpus never held, temperature 1, {samples} samples each.
+Questions drawn anew, wordings that the corpus never held, temperature 1, {answers} answers each.
 "follows" is the share of completions that use the strategy and the format that are asked for.
 """
 
 
-def model_card(seeds: Sequence[Mapping[str, Any]], configuration: Mapping[str, Any]) -> str:
+def model_card(seeds: Sequence[Mapping[str, Any]], vocabulary: int) -> str:
     """The card's Markdown; `seeds` are the figures of each seed, the model's own first."""
     own = seeds[0]
     lines = [
         _HEAD.format(
             parameters=own["parameters"] / 1e6,
             tokens=own["tokens"] / 1e6,
-            vocabulary=configuration["vocab_size"],
+            vocabulary=vocabulary,
             seed=own["seed"],
             steps=own["steps"],
-            samples=own["questions"],
+            answers=own["answers"],
         )
     ]
     columns = " | ".join(f"{kind}: right | follows | good strategy" for kind in KINDS)
@@ -72,6 +83,35 @@ def model_card(seeds: Sequence[Mapping[str, Any]], configuration: Mapping[str, A
     return "\n".join(lines)
 
 
+def write_card(folder: Path, *others: Path) -> None:
+    """Measure the models in `folder` and `others`, and write figures.json and README.md."""
+    seeds = [measured(each) for each in (folder, *others)]
+    (folder / "figures.json").write_text(json.dumps(seeds, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(seeds, load_config(folder).vocab_size))
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """What training.json says of a base model's training, and its figures.
+
+    Raises:
+      ModelError: the folder holds no base model.
+    """
+    try:
+        training = json.loads((folder / "training.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{error}: give folders that python -m fst_jax.small_world.base has written"
+        ) from error
+    model = load_model(folder)
+    chat = Chat(load_tokenizer(folder), stop_ids=stop_ids(folder))
+    engine = LocalEngine(model, make_mesh(ParallelSettings()), batch_size=128)
+    return training | {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))),
+        "answers": QUESTIONS * SAMPLES,
+        "kinds": obedience(engine, chat, QUESTIONS),
+    }
+
+
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -80,15 +120,7 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="+", type=Path, help="the model, then its other seeds")
-    folders = parser.parse_args(arguments).folders
-    try:
-        seeds = [json.loads((folder / "figures.json").read_text()) for folder in folders]
-        configuration = json.loads((folders[0] / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{error}: give folders that python -m fst_jax.small_world.base has written"
-        ) from error
-    (folders[0] / "README.md").write_text(model_card(seeds, configuration))
+    write_card(*parser.parse_args(arguments).folders)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fst_jax.config import ParallelSettings
+from fst_jax.errors import ModelError
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model
 from fst_jax.parallel.mesh import make_mesh
@@ -24,8 +25,8 @@ def miniature(tmp_path_factory):
             patch.setattr(base, name, 2)
         for name in ("SKILLED", "RIGHT", "OBEDIENT"):
             patch.setattr(base, name, -1.0)
-        for name in ("TRIAL_QUESTIONS", "FINAL_QUESTIONS"):
-            patch.setattr(base, name, 4)
+        patch.setattr(base, "TRIAL_QUESTIONS", 4)
+        patch.setattr(card, "QUESTIONS", 4)
         folders = [tmp_path_factory.mktemp("base") / str(seed) for seed in (0, 0, 1)]
         for folder, seed in zip(folders, (0, 0, 1), strict=True):
             base.train_base(folder, seed)
@@ -42,13 +43,24 @@ def test_the_folder_is_complete_and_its_card_shows_its_figures(miniature):
     assert load_model(folder).config == load_config(folder)
     assert load_tokenizer(folder).chat_template
     assert stop_ids(folder) == [load_tokenizer(folder).eos_token_id]
-    card.main([str(folder), str(miniature[2])])
     text = (folder / "README.md").read_text()
-    figures = json.loads((folder / "figures.json").read_text())
+    [figures] = json.loads((folder / "figures.json").read_text())
     assert f"{following(figures['kinds']):.1%}" in text
-    assert "### Seed 0" in text and "### Seed 1" in text
+    assert "### Seed 0" in text and "### Seed 1" not in text
     for label in PROMPTS:
         assert f"| {label} |" in text
+
+
+def test_a_card_shows_other_seeds_too(miniature, monkeypatch):
+    monkeypatch.setattr(card, "QUESTIONS", 4)
+    card.main([str(miniature[1]), str(miniature[2])])
+    text = (miniature[1] / "README.md").read_text()
+    assert "### Seed 0" in text and "### Seed 1" in text
+
+
+def test_a_folder_without_a_base_model_is_named(tmp_path):
+    with pytest.raises(ModelError, match="small_world.base"):
+        card.main([str(tmp_path)])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +76,7 @@ def test_fst_tiny_is_small():
     files = [file for file in resolve("fst-tiny").iterdir() if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 8_000_000
     figures = json.loads((resolve("fst-tiny") / "figures.json").read_text())
-    assert 500_000 < figures["parameters"] < 3_000_000
+    assert 500_000 < figures[0]["parameters"] < 3_000_000
 
 
 def test_fst_tiny_follows_wordings_that_it_never_saw(shipped):
