@@ -20,6 +20,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "fst_reuse": {"fast.reuse": True},
 }
 
+# RL alone takes longest to level off, and its peak counts only once it has.
+LONGER: Mapping[tuple[str, str], Mapping[str, Any]] = {("main", "rl"): {"train.steps": 300}}
+
 # What a name of a variant, `population=1+kl=0`, sets; `from` is where a run starts, `kind` a label.
 VARIED: Mapping[str, str | None] = {
     "population": "fast.population",
@@ -90,7 +93,8 @@ class Series:
         cut = QUICK if quick else {}
         for task in self.tasks:
             for arm, variant in itertools.product(self.arms, self.variants):
-                settings = {**self.settings, **cut, **ARMS[arm]}
+                longer = LONGER.get((self.group, arm), {})
+                settings = {**longer, **self.settings, **cut, **ARMS[arm]}
                 varied = {VARIED[label]: value for label, value in variant.items()}
                 settings |= {key: value for key, value in varied.items() if key}
                 settings |= _task(task, seed, settings)
