@@ -41,9 +41,10 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def resolve(path: str | Path, weights: bool = True) -> Path:
     """The local folder of a model: `path` itself, or a download of the hub model `org/name`.
 
-    `fst-tiny` is shipped with the package.  The hub is asked only for a plain `org/name` that does not look like a path here: `models/x`
-    and a name that begins with an existing folder do.  `weights=False` downloads configuration
-    and tokenizer alone.  Raises ModelError if there is no model.
+    `fst-tiny` is shipped with the package.  The hub is asked only for a plain `org/name` that
+    does not look like a path here: `models/x` and a name that begins with an existing folder do.
+    `weights=False` downloads configuration and tokenizer alone.  Raises ModelError if there is no
+    model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
