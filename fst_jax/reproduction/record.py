@@ -1,7 +1,8 @@
 """Keeps what runs found in small files that can be committed, and derives the claims from them.
 
-Of each finished run: config.yaml, metrics.jsonl.gz and pool.json, the last pool.  The same run
-gives the same bytes, wherever it was made; paths of the machine do not get in.
+Of each finished run: config.yaml, metrics.jsonl.gz and pool.json, the last pool; of main runs with
+the first seed also the first and the last samples.  The same run gives the same bytes, wherever it
+was made; paths of the machine do not get in.
 """
 
 import gzip
@@ -52,10 +53,20 @@ def _keep(folder: Path, root: Path, kept: Path) -> None:
     (kept / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     metrics = (folder / "metrics.jsonl").read_bytes()
     (kept / "metrics.jsonl.gz").write_bytes(gzip.compress(metrics, mtime=0))
-    pools = [path for path in (folder / "pool").glob("*.json") if path.stem.isdigit()]
+    pools = _by_step(folder / "pool", "json")
     if pools:
-        newest = max(pools, key=lambda path: int(path.stem))
-        (kept / "pool.json").write_bytes(newest.read_bytes())
+        (kept / "pool.json").write_bytes(pools[-1].read_bytes())
+    samples = _by_step(folder / "samples", "jsonl")
+    if samples and folder.parent.name == "main" and folder.name.endswith(".seed0"):
+        (kept / "samples").mkdir(exist_ok=True)
+        for path in (samples[0], samples[-1]):
+            (kept / "samples" / path.name).write_bytes(path.read_bytes())
+
+
+def _by_step(folder: Path, suffix: str) -> list[Path]:
+    """The files <step>.<suffix> of a folder, in order."""
+    files = [path for path in folder.glob(f"*.{suffix}") if path.stem.isdigit()]
+    return sorted(files, key=lambda path: int(path.stem))
 
 
 def _anywhere(config: Config, folder: Path, root: Path) -> Config:

@@ -100,3 +100,16 @@ def test_nothing_finished_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no finished run"):
         record(tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+def test_the_first_seed_of_main_runs_keeps_samples_from_before_and_after(
+    root: Path, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        samples = root / f"main/star_graph.fst.seed{seed}/samples"
+        samples.mkdir()
+        for step in (0, 6, 12, 120):
+            (samples / f"{step}.jsonl").write_text(f'{{"step": {step}}}\n')
+    record(root, tmp_path / "kept")
+    kept = [name for name in files(tmp_path / "kept") if "samples" in name]
+    assert kept == [f"main/star_graph.fst.seed0/samples/{step}.jsonl" for step in (0, 120)]
