@@ -44,7 +44,7 @@ class Kind:
     poor: str
     format: str  # the answer format that the task demands
     draw: Callable[[np.random.Generator, tuple[int, int]], Question]
-    usual: tuple[int, int]  # the shape of its problems
+    usual: tuple[int, int]  # the shape of its problems, chosen so that the base has to learn
     hard: tuple[int, int]
     shapes: tuple[tuple[int, int], ...]  # of the corpus
 

@@ -87,6 +87,7 @@ def test_a_real_run_can_be_recorded(finished: Path, tmp_path: Path) -> None:
         "config.yaml",
         "metrics.jsonl.gz",
         "pool.json",
+        "samples",
     ]
     newest = max((folder / "pool").glob("*.json"), key=lambda path: int(path.stem))
     assert (kept / "pool.json").read_bytes() == newest.read_bytes()

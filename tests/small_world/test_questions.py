@@ -62,5 +62,10 @@ def test_two_hop_names_the_thing(seed, people):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_usual_and_hard_shapes_occur_in_the_corpus(kind):
-    assert {kind.usual, kind.hard} <= set(kind.shapes)
+def test_hard_problems_are_longer_than_usual_ones_and_than_most_of_the_corpus(kind):
+    def tokens(shape):
+        return len(kind.draw(np.random.default_rng(0), shape).text.split())
+
+    lengths = sorted(tokens(shape) for shape in kind.shapes)
+    assert tokens(kind.hard) > tokens(kind.usual) >= lengths[len(lengths) // 2]
+    assert tokens(kind.hard) >= lengths[-1]
