@@ -129,7 +129,7 @@ class SupervisedSettings:
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: Muon on matrices (ours).")
     learning_rate: float = setting(1e-5, "Peak learning rate (open in the paper; ours).")
     warmup_steps: int = setting(10, "Linear warm-up in steps, then constant (ours).")
-    steps: int = setting(500, "Updates in all (ours).")
+    updates: int = setting(500, "Updates in all (ours).")
     batch_size: int = setting(32, "Chats per update (ours).")
 
 
@@ -323,7 +323,7 @@ _MINIMA = {
     "slow.micro_batch_rows": 1,
     "slow.head_chunk": 1,
     "sft.warmup_steps": 0,
-    "sft.steps": 1,
+    "sft.updates": 1,
     "sft.batch_size": 1,
     "fast.population": 1,
     "fast.cycle_steps": 1,

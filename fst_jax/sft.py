@@ -64,14 +64,14 @@ def fine_tune(config: Config) -> Path:
     learner = SupervisedLearner(model, optimizer, mesh, config.slow.head_chunk)
     rows = whole_shards(config.slow.micro_batch_rows, mesh)
     run.create(config)
-    trackers = Trackers([JsonlTracker(run.metrics, 0, 0.0), ConsoleTracker(settings.steps)])
-    every = max(1, settings.steps // REPORTS)
+    trackers = Trackers([JsonlTracker(run.metrics, 0, 0.0), ConsoleTracker(settings.updates)])
+    every = max(1, settings.updates // REPORTS)
     since: list[float] = []
     minibatches = shuffled(learned, settings.batch_size, config.seed)
-    for step in range(1, settings.steps + 1):
+    for step in range(1, settings.updates + 1):
         rate = settings.learning_rate * min(1.0, step / max(settings.warmup_steps, 1))
         since.append(float(learner.step(pack(next(minibatches), 1, rows), rate)))
-        if step % every == 0 or step == settings.steps:
+        if step % every == 0 or step == settings.updates:
             held_out_loss = float(learner.loss(pack(held_out, 1, rows)))
             values = {"loss": float(np.mean(since)), "held_out_loss": held_out_loss, "lr": rate}
             trackers.log("sft", step, values)

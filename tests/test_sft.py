@@ -30,7 +30,7 @@ def arguments(tmp_path):
     data = _chats(tmp_path / "chats.jsonl")
     return [
         "--config", "configs/ci_tiny.yaml", "--model.path", str(model), "--sft.data", str(data),
-        "--output", str(tmp_path / "runs"), "--name", "warm", "--sft.steps", "30",
+        "--output", str(tmp_path / "runs"), "--name", "warm", "--sft.updates", "30",
         "--sft.batch_size", "8", "--sft.learning_rate", "0.01", "--sft.warmup_steps", "2",
     ]  # fmt: skip
 

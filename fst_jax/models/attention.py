@@ -30,14 +30,6 @@ def attention(
     scores = jnp.einsum("bkgtd,bksd->bkgts", grouped, key, preferred_element_type=jnp.float32)
     # A finite floor, since a row of -inf would make NaN in the backward pass.
     scores = jnp.where(mask[:, None, None], scores * scale, jnp.finfo(jnp.float32).min)
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - highest)
-    # Normalised after the product with the values: a division per head and query, not per score.
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkgts,bksd->bkgtd",
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return (out / total).transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(query.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bkgts,bksd->bkgtd", weights, value)
+    return out.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(query.dtype)
