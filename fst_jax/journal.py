@@ -122,7 +122,8 @@ class Journal:
         totals.reflection_calls += report.reflection_calls
         values = {name: value for name, value in vars(report).items() if name != "rollouts"}
         cycle = self.progress.pool.rounds - 1
-        self.log("evolve", {"cycle": cycle, **values, "seconds": seconds})
+        tokens = {"tokens_generated": spent.tokens}
+        self.log("evolve", {"cycle": cycle, **values, **tokens, "seconds": seconds})
         self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
 
     def slow_step(
