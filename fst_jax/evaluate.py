@@ -25,7 +25,7 @@ from fst_jax.fast.pool import Pool
 from fst_jax.parallel.sharding import whole_shards
 from fst_jax.parts import Inputs, load_weights, make_actor, read_inputs
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
-from fst_jax.run_folder import RunFolder
+from fst_jax.run_folder import RunFolder, by_step
 from fst_jax.settings import command, load
 from fst_jax.slow.drift import drift
 from fst_jax.slow.packing import Sample, completions_per_row, pack
@@ -146,8 +146,7 @@ def main(arguments: list[str]) -> None:
 
 def newest_pool(folder: Path) -> Pool | None:
     """The pool file of the latest step, if there is one."""
-    files = [path for path in folder.glob("*.json") if path.stem.isdigit()]
-    files.sort(key=lambda path: int(path.stem))
+    files = by_step(folder, ".json")
     return Pool.load(files[-1]) if files else None
 
 

@@ -2,7 +2,7 @@
 
     python -m fst_jax.report runs/quickstart
     python -m fst_jax.report runs/reproduction
-    python -m fst_jax.report reproduction --output /tmp/report
+    python -m fst_jax.report reproduction --output report
 
 Given run folders, or folders with runs below them, writes each figure as PNG and
 SVG, claims.json with every figure's mean, 95 % interval and seeds, and

@@ -14,6 +14,12 @@ from fst_jax.settings import difference, load_file, to_yaml
 _ENDPOINT = ("lm_url", "lm_api_key_env", "lm_timeout_s")
 
 
+def by_step(folder: Path, suffix: str = "") -> list[Path]:
+    """What a folder holds under a step's number, as <step><suffix>, the oldest first."""
+    paths = [p for p in folder.glob(f"*{suffix}") if p.name.removesuffix(suffix).isdigit()]
+    return sorted(paths, key=lambda path: int(path.name.removesuffix(suffix)))
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run's files lie; `check` and `create` look at the disk, nothing else does."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from fst_jax import plain_yaml
 from fst_jax.errors import RunError
+from fst_jax.run_folder import by_step
 
 ARMS = ("rl", "prompt", "fst", "fst_reuse")
 GROUPS = (
@@ -118,8 +119,7 @@ class Run:
 
     def pools(self) -> list[dict[str, Any]]:
         """Every recorded pool file, oldest first."""
-        numbered = [p for p in (self.path / "pool").glob("*.json") if p.stem.isdigit()]
-        paths = sorted(numbered, key=lambda path: int(path.stem))
+        paths = by_step(self.path / "pool", ".json")
         return [_json(path) for path in paths or [self.path / "pool.json"] if path.is_file()]
 
     def samples(self, step: int) -> list[dict[str, Any]]:

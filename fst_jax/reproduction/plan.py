@@ -12,7 +12,7 @@ from pathlib import Path
 from fst_jax.config import CheckpointSettings, Config, ModelSettings, TrackingSettings
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.reproduction.experiments import Run
-from fst_jax.run_folder import RunFolder
+from fst_jax.run_folder import RunFolder, by_step
 from fst_jax.settings import difference, load, load_file, to_yaml
 
 _SHOWN = 3  # conflicts told in full
@@ -77,12 +77,11 @@ def to_do(jobs: Mapping[str, Job]) -> list[Job]:
 
 def is_finished(folder: Path) -> bool:
     """Whether the newest checkpoint of a run folder was written at the run's end."""
-    steps = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    steps = by_step(folder / "checkpoints")
     if not steps:
         return False
-    newest = max(steps, key=lambda path: int(path.name))
     try:
-        host = json.loads((newest / "host" / "metadata").read_text(encoding="utf-8"))
+        host = json.loads((steps[-1] / "host" / "metadata").read_text(encoding="utf-8"))
         return host["progress"]["finished"] is True
     except (OSError, ValueError, KeyError, TypeError):
         return False  # damaged: `train` falls back on an older one

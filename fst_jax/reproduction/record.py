@@ -16,6 +16,7 @@ from fst_jax.errors import RunError
 from fst_jax.reporting.claims import derive
 from fst_jax.reporting.runs import GROUPS, find, read_all
 from fst_jax.reproduction.plan import is_finished
+from fst_jax.run_folder import by_step
 from fst_jax.settings import load_file, to_yaml
 
 USUAL_ROOT = Path("runs/reproduction")
@@ -53,20 +54,14 @@ def _keep(folder: Path, root: Path, kept: Path) -> None:
     (kept / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     metrics = (folder / "metrics.jsonl").read_bytes()
     (kept / "metrics.jsonl.gz").write_bytes(gzip.compress(metrics, mtime=0))
-    pools = _by_step(folder / "pool", "json")
+    pools = by_step(folder / "pool", ".json")
     if pools:
         (kept / "pool.json").write_bytes(pools[-1].read_bytes())
-    samples = _by_step(folder / "samples", "jsonl")
+    samples = by_step(folder / "samples", ".jsonl")
     if samples and folder.parent.name == "main" and folder.name.endswith(".seed0"):
         (kept / "samples").mkdir(exist_ok=True)
         for path in (samples[0], samples[-1]):
             (kept / "samples" / path.name).write_bytes(path.read_bytes())
-
-
-def _by_step(folder: Path, suffix: str) -> list[Path]:
-    """The files <step>.<suffix> of a folder, in order."""
-    files = [path for path in folder.glob(f"*.{suffix}") if path.stem.isdigit()]
-    return sorted(files, key=lambda path: int(path.stem))
 
 
 def _anywhere(config: Config, folder: Path, root: Path) -> Config:
