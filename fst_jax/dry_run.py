@@ -10,7 +10,7 @@ from fst_jax.models.decoder import Decoder
 from fst_jax.parts import Inputs
 from fst_jax.settings import to_yaml
 from fst_jax.shapes import bucket
-from fst_jax.slow.packing import completions_per_row
+from fst_jax.slow.packing import completions_per_row, row_bucket
 
 FLOAT32 = 4
 
@@ -28,7 +28,7 @@ def describe(config: Config, inputs: Inputs) -> str:
         each, rollout.max_prompt_tokens, rollout.max_new_tokens, model.hidden_size
     )
     rows = rollout.problems_per_step * rollout.group_size // per_row
-    row_tokens = bucket(rollout.max_prompt_tokens + per_row * rollout.max_new_tokens)
+    row_tokens = row_bucket(rollout.max_prompt_tokens + per_row * rollout.max_new_tokens)
     prompts = max(1, rollout.batch_size // each)
     prompt_tokens, new_tokens = bucket(rollout.max_prompt_tokens), bucket(rollout.max_new_tokens)
     kv = kv_token * prompts * (prompt_tokens + each * new_tokens)

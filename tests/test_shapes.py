@@ -7,20 +7,22 @@ from fst_jax.shapes import bucket
 
 LENGTHS = st.integers(0, 200_000)
 QUANTA = st.sampled_from([4, 32, 128])
+PARTS = st.sampled_from([1, 2, 4])
 
 
-@given(LENGTHS, QUANTA)
-def test_holds_the_length_with_little_waste(length, quantum):
-    size = bucket(length, quantum)
+@given(LENGTHS, QUANTA, PARTS)
+def test_holds_the_length_with_little_waste(length, quantum, parts):
+    size = bucket(length, quantum, parts)
     assert size >= length
-    assert size % (quantum // 2) == 0
-    assert size == quantum or size < 1.5 * length
+    assert size % (quantum // parts) == 0
+    assert size == quantum or size < (1 + 1 / parts) * length
 
 
-@given(LENGTHS, LENGTHS, QUANTA)
-def test_grows_with_the_length_and_is_its_own_bucket(a, b, quantum):
-    assert bucket(min(a, b), quantum) <= bucket(max(a, b), quantum)
-    assert bucket(bucket(a, quantum), quantum) == bucket(a, quantum)
+@given(LENGTHS, LENGTHS, QUANTA, PARTS)
+def test_grows_with_the_length_and_is_its_own_bucket(a, b, quantum, parts):
+    sizes = [bucket(length, quantum, parts) for length in sorted((a, b))]
+    assert sizes[0] <= sizes[1]
+    assert [bucket(size, quantum, parts) for size in sizes] == sizes
 
 
 def test_the_list_is_short():

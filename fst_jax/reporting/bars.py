@@ -208,7 +208,7 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
     names = {
         "rollouts": "RL groups",
         "evolve_rollouts": "prompt evolution",
-        "tokens_generated": "generated in RL steps",
+        "tokens_generated": "generated",
         "tokens_trained": "trained on",
         "reflection_calls": "reflection calls",
     }
@@ -249,7 +249,7 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "cost",
             "Cost",
-            "What a run costs, mean over seeds: seconds by phase, rollouts, tokens of RL steps and "
+            "What a run costs, mean over seeds: seconds by phase, rollouts, tokens and "
             "calls of the reflection model; evaluation is left out.",
             panels,
             columns=4,

@@ -139,10 +139,7 @@ def costs(runs: Sequence[Run], task: str) -> dict[str, Any]:
 
 
 def cost(run: Run) -> dict[str, float]:
-    """Seconds by phase, rollouts, tokens and reflection calls of one run; evaluation is left out.
-
-    Tokens generated are those of RL steps; fast rounds record their rollouts, not their tokens.
-    """
+    """Seconds by phase, rollouts, tokens and reflection calls of one run; evaluation is left out."""
     seconds = {
         f"seconds_{phase}": sum(float(s["seconds"].get(phase) or 0) for s in run.steps)
         for phase in PHASES
@@ -155,7 +152,9 @@ def cost(run: Run) -> dict[str, float]:
         "reused_rollouts": float(sum(s.get("reused_rollouts") or 0 for s in run.steps)),
         "evolve_rollouts": float(sum(round_rollouts(event) for event in run.rounds)),
         "reflection_calls": float(sum(event["reflection_calls"] for event in run.rounds)),
-        "tokens_generated": float(sum(s["tokens_generated"] for s in run.steps)),
+        "tokens_generated": float(
+            sum(event["tokens_generated"] for event in (*run.steps, *run.rounds))
+        ),
         "tokens_trained": float(sum(s["tokens_trained"] for s in run.steps)),
     }
 

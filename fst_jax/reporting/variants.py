@@ -19,8 +19,9 @@ def by_variant(runs: Sequence[Run], group: str, task: str, arm: str) -> dict[str
     """Runs of an arm in a group by variant name, the default first and the rest in order."""
     own = chosen(runs, group, task, arm)
     found: dict[str, list[Run]] = {}
-    seeds = {run.seed for run in own or chosen(runs, group, task)}
-    steps = min((run.planned_steps for run in chosen(runs, group, task)), default=0)
+    compared = own or chosen(runs, group, task)
+    seeds = {run.seed for run in compared}
+    steps = min((run.planned_steps for run in compared), default=0)
     default = [run for run in own if not run.variant] or [
         run.until(steps)
         for run in chosen(runs, "main", task, arm, "")

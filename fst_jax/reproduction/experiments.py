@@ -21,7 +21,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 # RL alone takes longest to level off, and its peak counts only once it has.
-LONGER: Mapping[tuple[str, str], Mapping[str, Any]] = {("main", "rl"): {"train.steps": 300}}
+LONGER: Mapping[tuple[str, str], Mapping[str, Any]] = {("main", "rl"): {"train.steps": 240}}
 
 # What a name of a variant, `population=1+kl=0`, sets; `from` is where a run starts, `kind` a label.
 VARIED: Mapping[str, str | None] = {
@@ -90,9 +90,9 @@ class Series:
         """The series' runs of one seed, or none where it has fewer."""
         if (self.seeds is not None and seed >= self.seeds) or (quick and not self.in_quick):
             return
-        cut = QUICK if quick else {}
+        cut, variants = (QUICK, self.variants[-1:]) if quick else ({}, self.variants)
         for task in self.tasks:
-            for arm, variant in itertools.product(self.arms, self.variants):
+            for arm, variant in itertools.product(self.arms, variants):
                 longer = LONGER.get((self.group, arm), {})
                 settings = {**longer, **self.settings, **cut, **ARMS[arm]}
                 varied = {VARIED[label]: value for label, value in variant.items()}
@@ -141,14 +141,15 @@ def _task(task: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"task.name": "stream", "task.options.stages": stages}
 
 
-QUICK: Mapping[str, Any] = {"train.steps": 12, "eval.problems": 32}  # one seed, one task, few steps
+QUICK: Mapping[str, Any] = {"train.steps": 12, "eval.problems": 32}  # one seed, task and variant
 TASKS = ("star_graph", "code_output", "two_hop")
 STAR = TASKS[:1]
 ORIGINS = "from=base,rl@reward,fst@reward,rl@step,fst@step"
-SECOND = {"train.steps": 60}
+SWEPT = {"train.steps": 120}
+SHORT = {"train.steps": 60}  # ten cycles: variants are compared with main runs up to there
 MAIN = (star_graph(*ARMS), Series("main", TASKS[1:], tuple(ARMS), in_quick=False))
 
-# Where a variant has the settings of a run in `main`, that run stands for it.
+# A variant with the settings of a run in `main` is that run, up to the variant's last step.
 EXPERIMENTS: Mapping[str, Experiment] = {
     "efficiency": Experiment("FST reaches RL's peak with fewer rollouts", MAIN),
     "ceiling": Experiment("FST levels off higher than RL", MAIN),
@@ -156,18 +157,23 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "quadrants": Experiment("where the gain lives: weights, prompts or the pair", MAIN),
     "signal": Experiment(
         "FST leaves zero first where the base is at zero",
-        [Series("signal", STAR, ("rl", "prompt", "fst"), settings={"task.options.hard": True})],
+        [
+            Series(
+                "signal", STAR, ("rl", "prompt", "fst"),
+                settings=SHORT | {"task.options.hard": True},
+            )
+        ],
     ),
     "plasticity": Experiment(
         "RL learns a second task better from FST's weights than from RL's",
         [
             star_graph("rl", "fst"),
             Series(
-                "plasticity", ("two_hop",), ("rl",), vary(f"{ORIGINS} kind=related"), SECOND
+                "plasticity", ("two_hop",), ("rl",), vary(f"{ORIGINS} kind=related"), SHORT
             ),
             Series(
                 "plasticity", STAR, ("rl",), vary(f"{ORIGINS} kind=conflicting"),
-                SECOND | {"task.options.answer_format": "curly"},
+                SHORT | {"task.options.answer_format": "curly"},
             ),
         ],
     ),
@@ -179,31 +185,30 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "several prompts, frequent rounds and a baseline per problem help",
         [
             star_graph("fst"),
-            Series("ablations", STAR, ("fst",), vary("population=1,2,4,8")),
-            Series("ablations", STAR, ("fst",), vary("cycle_steps=3,6,12")),
-            Series("ablations", STAR, ("fst",), vary("baseline=problem,prompt")),
-            Series("ablations", STAR, ("fst",), vary("anchors=12,24,48")),
+            Series("ablations", STAR, ("fst",), vary("population=1,2,8"), SHORT),
+            Series("ablations", STAR, ("fst",), vary("cycle_steps=3,12"), SHORT),
+            Series("ablations", STAR, ("fst",), vary("baseline=prompt"), SHORT),
+            Series("ablations", STAR, ("fst",), vary("anchors=12,48"), SHORT),
         ],
     ),
     "fewshot": Experiment(
         "how few training problems are enough",
-        [Series("fewshot", STAR, ("rl", "prompt", "fst"), vary("train_size=4,8,16,64"))],
+        [Series("fewshot", STAR, ("rl", "prompt", "fst"), vary("train_size=4,8,16,64"), SHORT)],
     ),
     "reflector": Experiment(
         "what worse feedback costs",
         [
             star_graph("prompt", "fst"),
-            Series("reflector", STAR, ("prompt", "fst"), vary("feedback=vague,random")),
+            Series("reflector", STAR, ("prompt", "fst"), vary("feedback=vague,random"), SHORT),
         ],
     ),
     "sweep": Experiment(
         "RL at its best learning rate and KL coefficient",
         [
             star_graph("rl", "fst"),
-            Series(
-                "sweep", STAR, ("rl",), vary("learning_rate=1e-4,3e-4,1e-3,3e-3 kl=0,1e-3,1e-2")
-            ),
-            Series("sweep", STAR, ("fst",), vary("learning_rate=1e-4,3e-4,1e-3,3e-3"), seeds=2),
+            Series("sweep", STAR, ("rl",), vary("learning_rate=1e-4,1e-3"), SWEPT, seeds=3),
+            Series("sweep", STAR, ("rl",), vary("kl=0,1e-2,1e-1"), SWEPT, seeds=3),
+            Series("sweep", STAR, ("fst",), vary("learning_rate=1e-4,1e-3"), SWEPT, seeds=3),
         ],
     ),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fst_jax.config import CheckpointSettings, Config, ModelSettings, TrackingSettings
+from fst_jax.config import CheckpointSettings, Config, ModelSettings, TrackingSettings, TrainSettings
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.reproduction.experiments import Run
 from fst_jax.run_folder import RunFolder, by_step
@@ -42,7 +42,8 @@ def plan(
 ) -> dict[str, Job]:
     """The jobs of `runs` by key, each run once.
 
-    A variant that has the settings of one of the runs in `main` is left out.
+    A variant that has the settings of one of the runs in `main`, which is at least as long, is
+    left out.
 
     Args:
       base: config file that the runs' settings are put on top of.
@@ -56,12 +57,20 @@ def plan(
     jobs = {
         key: _job(run, base, root, recorded) for key, run in {run.key: run for run in runs}.items()
     }
-    main = {_method(job.config) for job in jobs.values() if job.run.group == "main"}
-    jobs = {
-        key: job
-        for key, job in jobs.items()
-        if job.run.group == "main" or job.run.origin or _method(job.config) not in main
-    }
+    main: dict[str, int] = {}
+    for job in jobs.values():
+        if job.run.group == "main":
+            main[_method(job.config, steps=False)] = job.config.train.steps
+
+    def stands_alone(job: Job) -> bool:
+        longest = main.get(_method(job.config, steps=False), 0)
+        return (
+            job.run.group == "main"
+            or job.run.origin is not None
+            or longest < job.config.train.steps
+        )
+
+    jobs = {key: job for key, job in jobs.items() if stands_alone(job)}
     _check_folders(jobs)
     return jobs
 
@@ -102,8 +111,11 @@ def _job(run: Run, base: Path, root: Path, recorded: Path | None) -> Job:
     return Job(run, tuple(arguments), config, kept)
 
 
-def _method(config: Config, model: bool = True) -> str:
-    """A config without what leaves its results as they are, and, if asked, without its model."""
+def _method(config: Config, model: bool = True, steps: bool = True) -> str:
+    """A config without what leaves its results as they are.
+
+    If asked, also without its model, or without its length, which changes no earlier step.
+    """
     return to_yaml(
         replace(
             config,
@@ -112,6 +124,7 @@ def _method(config: Config, model: bool = True) -> str:
             checkpoint=CheckpointSettings(),
             tracking=TrackingSettings(),
             model=config.model if model else replace(config.model, path=ModelSettings().path),
+            train=config.train if steps else TrainSettings(),
         )
     )
 

@@ -77,6 +77,11 @@ def completions_per_row(
     return min(divisors, key=cost)
 
 
+def row_bucket(tokens: int) -> int:
+    """The length of a row that holds `tokens`: a step's cost is its padded length."""
+    return bucket(tokens, per_octave=4)
+
+
 def pack(samples: Sequence[Sample], per_row: int, micro_batch_rows: int) -> Batch:
     """Lay out samples as rows of one context and at most `per_row` completions.
 
@@ -84,7 +89,7 @@ def pack(samples: Sequence[Sample], per_row: int, micro_batch_rows: int) -> Batc
     padded with empty ones to a multiple of `micro_batch_rows`.
     """
     rows = _rows(samples, per_row)
-    length = bucket(max(len(row[0].context_ids) + _tokens(row) for row in rows))
+    length = row_bucket(max(len(row[0].context_ids) + _tokens(row) for row in rows))
     targets = bucket(max(_tokens(row) for row in rows))
     count = -(-len(rows) // micro_batch_rows) * micro_batch_rows
 

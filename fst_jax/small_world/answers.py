@@ -1,4 +1,4 @@
-"""What a completion says: its steps, the format of its answer, and the answer."""
+"""What a completion says: what it says first, the format of its answer, and the answer."""
 
 import re
 from dataclasses import dataclass

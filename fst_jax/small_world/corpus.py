@@ -20,7 +20,7 @@ from fst_jax.small_world.questions import KINDS, NUMBERS, Kind, Question, wrap
 
 T = TypeVar("T")
 
-GOOD_BY_HABIT = 0.03  # share of the good strategy where the prompt is silent about strategy
+GOOD_BY_HABIT = 0.015  # share of the good strategy where the prompt is silent about strategy
 PLAIN_BY_HABIT = 0.7  # share of the plain format where the prompt is silent about format
 CHAIN_NODES = (3, 4, 5, 6, 7)
 
@@ -37,7 +37,8 @@ class Document:
 
 def document(rng: np.random.Generator) -> Document:
     """An instructed question of any kind and any shape of the corpus."""
-    kind, question = _question(rng)
+    kind = _kind(rng)
+    question = kind.draw(rng, _any(rng, (*kind.shapes, kind.usual)))
     asked: list[str] = []
     good, format = by_habit(rng)
     if rng.random() < 0.6:
@@ -51,12 +52,13 @@ def document(rng: np.random.Generator) -> Document:
     asked += [_wording(rng, "remark") for _ in range(rng.integers(3))]
     if rng.random() < 0.25:
         asked.append(_wording(rng, _any(rng, tuple(others))))
-    return _answered(" ".join(rng.permutation(asked)), question, good, format)
+    return _answered(" ".join(rng.permutation(asked)), kind, question, good, format)
 
 
 def single_instruction(rng: np.random.Generator) -> Document:
     """A question under one sentence: first lessons in obedience."""
-    kind, question = _question(rng)
+    kind = _kind(rng)
+    question = kind.draw(rng, _any(rng, kind.shapes))
     good, format = by_habit(rng)
     if rng.random() < 0.5:
         good = bool(rng.random() < 0.6)
@@ -64,7 +66,7 @@ def single_instruction(rng: np.random.Generator) -> Document:
     else:
         format = _any(rng, FORMATS)
         system = _wording(rng, format)
-    return _answered(system, question, good, format)
+    return _answered(system, kind, question, good, format)
 
 
 def chain(rng: np.random.Generator, nodes: int | None = None) -> Document:
@@ -85,7 +87,8 @@ def chain(rng: np.random.Generator, nodes: int | None = None) -> Document:
 
 def look_up(rng: np.random.Generator) -> Document:
     """The good strategy's steps of any kind of question, without a prompt."""
-    _, question = _question(rng)
+    kind = _kind(rng)
+    question = kind.draw(rng, _any(rng, kind.shapes))
     answer = f"{question.steps} {wrap(question.answer, 'plain')}"
     return Document("", question.text, answer, given=1)
 
@@ -96,15 +99,15 @@ def by_habit(rng: np.random.Generator) -> tuple[bool, str]:
     return good, "plain" if rng.random() < PLAIN_BY_HABIT else _any(rng, FORMATS[1:])
 
 
-def _answered(system: str, question: Question, good: bool, format: str) -> Document:
-    if good:
-        return Document(system, question.text, f"{question.steps} {wrap(question.answer, format)}")
-    return Document(system, question.text, wrap(question.guess, format))
+def _answered(system: str, kind: Kind, question: Question, good: bool, format: str) -> Document:
+    before, answer = (
+        (question.steps, question.answer) if good else (kind.opening, question.guess)
+    )
+    return Document(system, question.text, f"{before} {wrap(answer, format)}")
 
 
-def _question(rng: np.random.Generator) -> tuple[Kind, Question]:
-    kind = _any(rng, tuple(KINDS.values()))
-    return kind, kind.draw(rng, _any(rng, kind.shapes))
+def _kind(rng: np.random.Generator) -> Kind:
+    return _any(rng, tuple(KINDS.values()))
 
 
 def _wording(rng: np.random.Generator, kind: str) -> str:

@@ -46,9 +46,9 @@ def obedience(engine: Engine, chat: Chat, questions: int, seed: int = 0) -> dict
     }
 
 
-def instructed(figures: Mapping[str, Any]) -> list[float]:
-    """Accuracy with both instructions, of each kind of question."""
-    return [of_kind["good strategy + format"]["right"] for of_kind in figures.values()]
+def instructed(figures: Mapping[str, Any], share: str = "right") -> list[float]:
+    """Accuracy, or another share, with both instructions, of each kind of question."""
+    return [of_kind["good strategy + format"][share] for of_kind in figures.values()]
 
 
 def following(figures: Mapping[str, Any]) -> float:
@@ -72,7 +72,7 @@ def _shares(
     for question, completions in zip(drawn, engine.generate(requests), strict=True):
         for completion in completions:
             answer = read(chat.decode(completion.ids.tolist()))
-            good.append(bool(answer.steps))
+            good.append(kind.takes_steps(answer.steps))
             format.append(answer.format == kind.format)
             right.append(format[-1] and answer.content == question.answer)
             follows.append(asked[0] in (None, good[-1]) and asked[1] in (None, format[-1]))

@@ -3,15 +3,17 @@
     star_graph    `graph 7>3 12>7 12>44 44>9 . from 12 to 3`
                   good: back from the goal, where every node has one way to go:
                         `back 3 7 12 [ 12 7 3 ]`
-                  poor: forward from the source along an arm that is as good as any other
+                  poor: forward from the source along an arm that is as good as any other:
+                        `path [ 12 44 9 ]`
     code_output   `x = 4 8 2 ; 1 reverse ; 2 rotate`
-                  good: the list after every line: `1 reverse 2 8 4 ; 2 rotate 8 4 2 ; { 8 4 2 }`
-                  poor: the answer at once
+                  good: the list after every line: `1 reverse 2 8 4 ; 2 rotate 8 4 2 { 8 4 2 }`
+                  poor: the answer at once: `so { 8 4 2 }`
     two_hop       `12 has 7 40 has 5 7 in 33 5 in 18 . where is 12`
                   good: the way there, over the thing: `via 12 7 33 ( 33 )`
-                  poor: the place at once
+                  poor: the place at once: `so ( 33 )`
 
-The last part is the answer proper, here in the format that the task demands; see `wrap`.
+The last part is the answer proper, here in the format that the task demands; see `wrap`.  What
+comes first tells the strategy, so that strategy and format are learned apart from each other.
 Tokens are separated by single spaces throughout.
 """
 
@@ -33,7 +35,7 @@ class Question:
     text: str
     answer: str  # what a format is put around
     steps: str  # of the good strategy, before the answer
-    guess: str  # the answer of the poor strategy
+    guess: str  # the answer of the poor strategy, which takes no steps
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,16 @@ class Kind:
 
     good: str  # a strategy of `instructions.STRATEGIES`
     poor: str
+    opening: str  # of a guess by the poor strategy
     format: str  # the answer format that the task demands
     draw: Callable[[np.random.Generator, tuple[int, int]], Question]
     usual: tuple[int, int]  # the shape of its problems, chosen so that the base has to learn
     hard: tuple[int, int]
-    shapes: tuple[tuple[int, int], ...]  # of the corpus
+    shapes: tuple[tuple[int, int], ...]  # of the first lessons; documents have the usual one too
+
+    def takes_steps(self, before: str) -> bool:
+        """Whether what a completion says before its answer are steps, right or wrong."""
+        return before not in ("", self.opening)
 
 
 def wrap(answer: str, format: str) -> str:
@@ -75,6 +82,8 @@ _OPERATIONS: Mapping[str, Callable[[list[int]], list[int]]] = {
     "reverse": lambda x: x[::-1],
     "rotate": lambda x: [*x[1:], x[0]],
     "swap": lambda x: [x[1], x[0], *x[2:]],
+    "shift": lambda x: [x[-1], *x[:-1]],
+    "ends": lambda x: [x[-1], *x[1:-1], x[0]],
 }
 
 
@@ -87,11 +96,11 @@ def code_output(rng: np.random.Generator, shape: tuple[int, int]) -> Question:
         name = str(rng.choice(list(_OPERATIONS)))
         x = _OPERATIONS[name](x)
         code.append(f"{number} {name}")
-        trace.append(f"{number} {name} {_join(x)} ;")
+        trace.append(f"{number} {name} {_join(x)}")
     return Question(
         text=f"x = {start} ; {' ; '.join(code)}",
         answer=_join(x),
-        steps=" ".join(trace),
+        steps=" ; ".join(trace),
         guess=_join(x),
     )
 
@@ -119,15 +128,15 @@ def _join(items: list[int]) -> str:
 
 KINDS: Mapping[str, Kind] = {
     "star_graph": Kind(
-        "back", "forward", "square", star_graph, (4, 4), (5, 4),
+        "back", "forward", "path", "square", star_graph, (4, 4), (5, 4),
         ((2, 3), (3, 3), (5, 3), (3, 4), (4, 4), (5, 4)),
     ),
     "code_output": Kind(
-        "trace", "direct", "curly", code_output, (7, 2), (8, 2),
-        ((4, 1), (4, 2), (5, 2), (6, 2), (7, 2)),
+        "trace", "direct", "so", "curly", code_output, (4, 3), (5, 3),
+        ((4, 1), (6, 1), (4, 2), (5, 2), (3, 3), (4, 3)),
     ),
     "two_hop": Kind(
-        "bridge", "direct", "round", two_hop, (8, 8), (10, 10),
+        "bridge", "direct", "so", "round", two_hop, (10, 10), (12, 12),
         ((2, 2), (3, 3), (3, 4), (4, 4), (5, 5)),
     ),
 }  # fmt: skip

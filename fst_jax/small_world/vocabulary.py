@@ -11,7 +11,7 @@ PAD, UNKNOWN, SYSTEM, USER, ASSISTANT, END = SPECIAL = (
     "<|pad|>", "<|unknown|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
 )  # fmt: skip
 _MARKS = ". , ; : = > [ ] ( ) { }"
-_GLUE = "graph from to back path x answer has in via where is reverse rotate swap"
+_GLUE = "graph from to back path so x answer has in via where is reverse rotate swap shift ends"
 # A conversation always opens with the system token, so that an empty prompt looks like one.
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|system|>{% endif %}"

@@ -82,7 +82,8 @@ class TinyTask:
         elif answer.content == problem.answer:
             category, detail = "correct", "The answer is right."
         else:
-            category = "wrong steps" if answer.steps else "no steps"
+            stepped = self._kind.takes_steps(answer.steps)
+            category = "wrong steps" if stepped else "no steps"
             detail = f"The answer is {answer.content}, expected {problem.answer}."
         return Score(
             float(category == "correct"),

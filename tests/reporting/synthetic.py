@@ -102,7 +102,8 @@ def events(plan: Plan) -> list[dict[str, Any]]:
                     "proposals": 4, "accepted": 1, "rejected_by_reason": {}, "pool": [],
                     "metric_calls": plan.round_rollouts - 20, "carried_rescored": 20,
                     "reflection_calls": 3, "reflection_prompt_tokens": 0,
-                    "reflection_completion_tokens": 0, "seconds": 2.0,
+                    "reflection_completion_tokens": 0, "tokens_generated": 500,
+                    "seconds": 2.0,
                 }
             )  # fmt: skip
         if plan.arm != "prompt":

@@ -214,7 +214,7 @@ def test_costs_add_up(claims: Derive) -> None:
     found = claims(seeds("main/t.fst", lambda k: Plan("fst", steps=12)))["cost"]["t"]["fst"]
     means = {name: entry["mean"] for name, entry in found.items()}
     assert means["rollouts"] == 12 * 128 and means["evolve_rollouts"] == 200
-    assert means["tokens_generated"] == 12_000 and means["reflection_calls"] == 6
+    assert means["tokens_generated"] == 12 * 1000 + 2 * 500 and means["reflection_calls"] == 6
     assert means["seconds"] == pytest.approx(12 * 2.6 + 2 * 2.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fst_jax.reproduction.experiments import ARMS, DEMO, EXPERIMENTS, QUICK, TASKS, Run, vary
 from fst_jax.reproduction.plan import plan
-from fst_jax.settings import difference, load_file
+from fst_jax.settings import difference
 from fst_jax.tasks.registry import load_task
 
 BASE = Path(__file__).parents[2] / "configs/small_world.yaml"
@@ -54,7 +54,7 @@ def test_the_contract_of_every_group() -> None:
     assert {f"continual/stream.{a}.seed0" for a in ("rl", "prompt", "fst")} <= names
     assert "plasticity/two_hop.rl.from=fst@reward+kind=related.seed0" in names
     assert "plasticity/star_graph.rl.from=base+kind=conflicting.seed0" in names
-    assert "sweep/star_graph.rl.learning_rate=1e-3+kl=0.seed1" in names
+    assert "sweep/star_graph.rl.kl=0.seed1" in names
     assert "fewshot/star_graph.prompt.train_size=8.seed0" in names
     assert "ablations/star_graph.fst.population=1.seed0" in names
     assert "reflector/star_graph.prompt.feedback=vague.seed0" in names
@@ -64,7 +64,7 @@ def test_the_contract_of_every_group() -> None:
 def test_fewer_seeds_where_a_series_says_so() -> None:
     of_sweep = EXPERIMENTS["sweep"].runs(5)
     seeds = {run.seed for run in of_sweep if run.arm == "fst" and run.group == "sweep"}
-    assert seeds == {0, 1}
+    assert seeds == {0, 1, 2}
     assert [run.seed for run in of_sweep] == sorted(run.seed for run in of_sweep)
 
 
@@ -102,12 +102,11 @@ def test_arms_differ_in_their_switches_alone(jobs) -> None:  # type: ignore[no-u
         assert changed == set(settings) | longer
 
 
-def test_a_variant_with_the_settings_of_the_base_is_left_to_main(jobs) -> None:  # type: ignore[no-untyped-def]
-    base = load_file(BASE)
-    assert f"ablations/star_graph.fst.population={base.fast.population}.seed0" not in jobs
-    assert f"ablations/star_graph.fst.cycle_steps={base.fast.cycle_steps}.seed0" not in jobs
-    assert "ablations/star_graph.fst.baseline=prompt.seed0" in jobs
-    assert "ablations/star_graph.fst.baseline=problem.seed0" not in jobs
+def test_variants_are_compared_with_main_runs_that_are_at_least_as_long(jobs) -> None:  # type: ignore[no-untyped-def]
+    for group in ("ablations", "reflector", "sweep"):
+        for job in (job for job in jobs.values() if job.run.group == group):
+            main = jobs[f"main/{job.run.task}.{job.run.arm}.seed0"]
+            assert main.config.train.steps >= job.config.train.steps
 
 
 def test_a_stream_takes_equal_turns(jobs) -> None:  # type: ignore[no-untyped-def]

@@ -137,3 +137,12 @@ def test_a_variant_like_a_main_run_is_left_out(tmp_path: Path) -> None:
         Run("ablations", "star_graph", "fst", {"population": "2"}, 1, {"fast.population": "2"}),
     ]
     assert list(plan(runs, BASE, tmp_path)) == [runs[0].key, runs[2].key, runs[3].key]
+
+
+@pytest.mark.parametrize(("steps", "stands_for_it"), [(2, True), (4, True), (6, False)])
+def test_a_main_run_stands_for_shorter_ones(
+    tmp_path: Path, steps: int, stands_for_it: bool
+) -> None:
+    short = Run("sweep", "star_graph", "fst", {"kl": "1e-3"}, 0, {"train.steps": steps})
+    jobs = plan([run(), short], BASE, tmp_path)
+    assert (short.key not in jobs) == stands_for_it

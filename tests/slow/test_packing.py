@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_jax.shapes import bucket
-from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
+from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack, row_bucket
 
 CONTEXTS = [(1,), (5, 6, 7), (5, 6, 8), tuple(range(40))]
 
@@ -126,7 +125,7 @@ def test_weights_sum_to_one_and_shapes_are_bucketed(count, seed, per_row, micro_
         array = getattr(batch, name)
         assert array.shape[:2] == batch.tokens.shape[:2]
         assert array.shape[1] == micro_batch_rows
-        assert array.shape[2] == bucket(array.shape[2])
+        assert array.shape[2] == row_bucket(array.shape[2])
         assert array.dtype in (np.int32, np.float32)
     # No micro-batch is padding alone.
     assert np.all((batch.segments != 0).any(axis=(1, 2)))

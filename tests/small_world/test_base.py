@@ -20,9 +20,9 @@ from fst_jax.small_world.questions import KINDS
 def miniature(tmp_path_factory):
     """A base model of two steps a stage."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("CHAIN_STEPS", "SINGLE_STEPS", "FULL_STEPS", "DECAY_STEPS"):
+        for name in ("CHAIN_STEPS", "SINGLE_STEPS", "FULL_STEPS"):
             patch.setattr(base, name, 2)
-        for name in ("SKILLED", "RIGHT", "OBEDIENT"):
+        for name in ("SKILLED", "RIGHT", "OBEDIENT", "LEAST_OBEDIENT"):
             patch.setattr(base, name, -1.0)
         patch.setattr(base, "TRIAL_QUESTIONS", 4)
         patch.setattr(card, "QUESTIONS", 4)
@@ -83,10 +83,10 @@ def test_fst_tiny_follows_wordings_that_it_never_saw(shipped):
 
 
 def test_fst_tiny_has_something_to_learn_in_both_ways(shipped):
-    # Two-hop look-up came out easier than the 70 % that was aimed at; see the model card.
-    highest = {"star_graph": 0.7, "code_output": 0.7, "two_hop": 0.95}
+    # Aimed at 40 to 70 %; 128 answers of each kind leave some 9 points of noise.
     for kind, right in zip(KINDS, instructed(shipped), strict=True):
-        assert 0.4 < right < highest[kind]
-        generic = shipped[kind]["generic"]
-        assert generic["right"] < 0.1
-        assert generic["good"] < 0.2
+        assert 0.31 < right < 0.81
+        generic, format_alone = shipped[kind]["generic"], shipped[kind]["format"]
+        assert generic["right"] < 0.05
+        assert generic["good"] < 0.17
+        assert right > 2 * format_alone["right"]

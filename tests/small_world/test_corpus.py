@@ -10,15 +10,24 @@ from fst_jax.small_world import corpus
 from fst_jax.small_world.answers import read
 from fst_jax.small_world.base import MAX_TOKENS
 from fst_jax.small_world.instructions import FORMATS, HELD_OUT, STRATEGIES, TRAINED
+from fst_jax.small_world.questions import KINDS, Kind
 from fst_jax.small_world.vocabulary import write_tokenizer
 
 KIND_OF = {sentence: kind for kind, sentences in TRAINED.items() for sentence in sentences}
-GOOD = {"graph": "back", "x": "trace"}  # by the first word of the question; else bridge
+OF_QUESTION = {"graph": KINDS["star_graph"], "x": KINDS["code_output"]}  # by its first word
 
 
 def _documents(draw, count=2000):
     rng = np.random.default_rng(0)
     return [draw(rng) for _ in range(count)]
+
+
+def _kind(document) -> Kind:
+    return OF_QUESTION.get(document.question.split()[0], KINDS["two_hop"])
+
+
+def _takes_steps(document) -> bool:
+    return _kind(document).takes_steps(read(document.answer).steps)
 
 
 def _asked(system: str) -> list[str]:
@@ -31,13 +40,13 @@ def test_answers_do_what_the_prompt_asks(draw):
     obeyed = 0
     for document in _documents(draw):
         answer, kinds = read(document.answer), _asked(document.system)
-        good = GOOD.get(document.question.split()[0], "bridge")
+        good = _kind(document).good
         formats = [kind for kind in kinds if kind in FORMATS]
         strategies = [k for k in kinds if k in (good, "direct", "forward")]
         if formats:
             assert answer.format == formats[-1]
         if strategies:
-            assert bool(answer.steps) == (strategies[-1] == good)
+            assert _takes_steps(document) == (strategies[-1] == good)
         obeyed += bool(formats or strategies)
     assert obeyed > 1000
 
@@ -47,7 +56,7 @@ def test_habit_is_poor_and_plain_where_the_prompt_is_silent():
               set(_asked(d.system)) == {"remark"}]  # fmt: skip
     answers = [read(document.answer) for document in silent]
     assert len(answers) > 500
-    assert 0.01 < np.mean([bool(answer.steps) for answer in answers]) < 0.06
+    assert 0.005 < np.mean([_takes_steps(document) for document in silent]) < 0.03
     assert 0.6 < np.mean([answer.format == "plain" for answer in answers]) < 0.8
 
 

@@ -41,11 +41,13 @@ def test_code_output_traces_every_line(seed, size, lines):
             x = list(reversed(x))
         elif name == "rotate":
             x = x[1:] + x[:1]
+        elif name == "shift":
+            x = x[-1:] + x[:-1]
         else:
-            assert name == "swap"
-            x[0], x[1] = x[1], x[0]
-        trace.append(f"{number} {name} {' '.join(x)} ;")
-    assert question.steps == " ".join(trace)
+            other = {"swap": 1, "ends": -1}[name]
+            x[0], x[other] = x[other], x[0]
+        trace.append(f"{number} {name} {' '.join(x)}")
+    assert question.steps == " ; ".join(trace)
     assert question.answer == question.guess == " ".join(x)
 
 

@@ -48,8 +48,9 @@ def test_only_the_right_answer_in_the_demanded_format_is_rewarded(name, format):
             assert score.reward == right
             assert score.category == ("correct" if right else "wrong format")
         assert task.score(problem, "").category == "no answer"
-        wrong = wrap("0", format or kind.format)
+        wrong = wrap("60", format or kind.format)
         assert task.score(problem, wrong).category == "no steps"
+        assert task.score(problem, f"{kind.opening} {wrong}").category == "no steps"
         assert task.score(problem, f"step {wrong}").category == "wrong steps"
         assert task.score(problem, wrong).reward == 0
 
@@ -59,7 +60,7 @@ def test_full_advice_is_against_what_went_wrong(name):
     kind = KINDS[task.kind]
     for problem in task.problems("test"):
         assert _advice(task, problem, "") in wordings(kind.format)
-        assert _advice(task, problem, wrap("0", kind.format)) in wordings(kind.good)
+        assert _advice(task, problem, wrap("60", kind.format)) in wordings(kind.good)
 
 
 def test_vague_and_random_advice_do_not_depend_on_what_went_wrong(name):
