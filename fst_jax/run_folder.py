@@ -89,7 +89,8 @@ class RunFolder:
                 f"{self.path} holds a run whose config cannot be read: choose another --name\n"
                 f"{error}"
             ) from error
-        # Where a run lies, who watches it and how its reflector is reached may change on the way.
+        # Where a run lies, who watches it and how its reflector is reached may change on the way,
+        # and it may go on for longer.
         endpoint = {key: getattr(config.fast, key) for key in _ENDPOINT}
         old = replace(
             old,
@@ -97,6 +98,7 @@ class RunFolder:
             output=config.output,
             tracking=config.tracking,
             fast=replace(old.fast, **endpoint),
+            train=max(old.train, config.train, key=lambda train: train.steps),
         )
         changed = difference(old, config)
         if changed:
@@ -107,7 +109,7 @@ class RunFolder:
             )
 
     def create(self, config: Config) -> None:
-        """Make the folder and write the resolved config, unless they are there.
+        """Make the folder and write the resolved config, unless they are there or it goes on.
 
         Raises:
           RunError: as `check`, or the folder cannot be written.
@@ -115,7 +117,7 @@ class RunFolder:
         self.check(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.config.exists():
+            if not self.config.exists() or load_file(self.config).train != config.train:
                 self._draft.write_text(to_yaml(config), encoding="utf-8")
                 self._draft.replace(self.config)
             for folder in (self.pool, self.samples, self.checkpoints, self.export):

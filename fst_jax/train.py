@@ -7,7 +7,7 @@ Every T steps a fast round evolves the pool of prompts Φ under the current
 weights; every step samples G rollouts of each problem, G/K under each prompt,
 and moves the weights θ with advantages over the whole group.  `slow.enabled`
 and `fast.enabled` switch either half off.  Running the same command again
-resumes.
+resumes; with more `train.steps`, it goes on.
 """
 
 import sys
@@ -92,7 +92,7 @@ def train(config: Config) -> None:
                 evolve_s = time.monotonic() - start
                 journal.fast_round(report, actor.take_spent(), evolve_s)
 
-            progress.step += 1
+            progress.step, progress.finished = step + 1, False
             if learner:
                 groups = sample_groups(config, actor, order.minibatch(step), progress, step)
                 start = time.monotonic()

@@ -43,6 +43,14 @@ def test_another_config_is_refused_with_a_diff(config):
     assert load_file(folder.config) == config
 
 
+def test_a_run_may_go_on_for_longer(config):
+    folder = RunFolder.of(config)
+    folder.create(config)
+    longer = replace(config, train=TrainSettings(steps=config.train.steps + 1))
+    folder.create(longer)
+    assert load_file(folder.config) == longer
+
+
 def test_a_moved_run_resumes(config, tmp_path):
     RunFolder.of(config).create(config)
     RunFolder.of(config).path.rename(tmp_path / "moved")

@@ -80,6 +80,19 @@ def test_a_finished_run_is_not_run_again(
     assert (finished / "ci_tiny/metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_goes_on_with_more_steps(
+    finished: Path, model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps in ("2", "4"):
+        assert run(monkeypatch, arguments(model, task, tmp_path, "--train.steps", steps)) == 0
+    folder = tmp_path / "ci_tiny"
+    quadrant = {"event": "eval", "step": 2, "weights": "base", "context": "pool"}  # of the old end
+    found = [event for event in untimed(folder) if not quadrant.items() <= event.items()]
+    assert found == untimed(finished / "ci_tiny")
+    assert (folder / "config.yaml").read_text().count("steps: 4") == 1
+    assert run(monkeypatch, arguments(model, task, tmp_path, "--train.steps", "3")) == 2
+
+
 def test_another_config_is_refused(
     finished: Path,
     model: Path,

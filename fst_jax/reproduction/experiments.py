@@ -21,7 +21,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 # RL alone takes longest to level off, and its peak counts only once it has.
-LONGER: Mapping[tuple[str, str], Mapping[str, Any]] = {("main", "rl"): {"train.steps": 240}}
+LONGER: Mapping[tuple[str, str], Mapping[str, Any]] = {("main", "rl"): {"train.steps": 396}}
 
 # What a name of a variant, `population=1+kl=0`, sets; `from` is where a run starts, `kind` a label.
 VARIED: Mapping[str, str | None] = {

@@ -1,7 +1,8 @@
 """What there is to do: every run with its resolved config, and which are done.
 
-A run is finished when its newest checkpoint says so; that is the last thing `train` writes.  A
-folder of other settings stops the plan before anything starts, so that no report mixes two.
+A run is finished when its newest checkpoint says so; that is the last thing `train` writes.  One
+that was shorter goes on.  A folder of other settings stops the plan before anything starts, so
+that no report mixes two.
 """
 
 import json
@@ -34,7 +35,7 @@ class Job:
     @property
     def made(self) -> bool:
         """Whether it has run to its end in its own folder."""
-        return is_finished(self.folder)
+        return is_finished(self.folder, self.config.train.steps)
 
 
 def plan(
@@ -84,10 +85,10 @@ def to_do(jobs: Mapping[str, Job]) -> list[Job]:
     return [job for key, job in jobs.items() if key in missing]
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the newest checkpoint of a run folder was written at the run's end."""
+def is_finished(folder: Path, end: int | None = None) -> bool:
+    """Whether the newest checkpoint was written at the run's end, which is step `end` if given."""
     steps = by_step(folder / "checkpoints")
-    if not steps:
+    if not steps or end not in (None, int(steps[-1].name)):
         return False
     try:
         host = json.loads((steps[-1] / "host" / "metadata").read_text(encoding="utf-8"))
@@ -149,6 +150,8 @@ def _check_folders(jobs: Mapping[str, Job]) -> None:
         except ConfigError as error:
             conflicts.append(f"{job.folder}: {error}")
             continue
+        longer = max(old.train, job.config.train, key=lambda train: train.steps)
+        old = replace(old, train=longer)
         here = replace(job.config, name=old.name, output=old.output, tracking=old.tracking)
         changed = difference(old, replace(here, model=old.model) if job.run.origin else here)
         if changed:

@@ -90,8 +90,13 @@ class Workers:
     def _fill(self) -> None:
         """Start what can be started."""
         waiting, self._waiting = self._waiting, []
+        to_come = {job.run.key for job in waiting} | {one.job.run.key for one in self._active}
         for job in waiting:
-            missing = [key for key in job.run.needs if not is_finished(self._root / key)]
+            missing = [
+                key
+                for key in job.run.needs
+                if key in to_come or not is_finished(self._root / key)
+            ]
             lost = [key for key in missing if key in self._failed]
             if job.made:
                 self._say(job, "made by another command")

@@ -49,7 +49,7 @@ MAX_TOKENS = 160
 RATE, WARMUP = 0.02, 30  # Muon's peak rate and its warm-up in steps
 SKILLED = 0.4  # share of chains told right that ends the first stage
 BEGINNING = 0.2  # mean share of right answers under both instructions at which the rate falls
-RIGHT = 0.5  # and at which training ends, if the base obeys
+RIGHT, VERY_RIGHT = 0.5, 0.6  # and at which training ends: at the first if the base obeys well
 OBEDIENT, LEAST_OBEDIENT = 0.93, 0.6  # mean over prompts, and with both of any kind of question
 CHAIN_STEPS, SINGLE_STEPS, FULL_STEPS = 100, 200, 10
 FALL, LEAST_SHARE = 0.7, 0.05  # of the rate each time, and at the least
@@ -170,7 +170,8 @@ def teach(trainer: Trainer) -> None:
         trainer.say(
             f"right under instructions: {instructed(figures)}, follows {obeys:.3f}, least {least:.3f}"
         )
-        if right >= RIGHT and obeys >= OBEDIENT and least >= LEAST_OBEDIENT:
+        needed = VERY_RIGHT if least < LEAST_OBEDIENT else RIGHT
+        if right >= needed and obeys >= OBEDIENT:
             return
         if right >= BEGINNING:
             share = max(share * FALL, LEAST_SHARE)

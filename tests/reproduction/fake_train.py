@@ -25,8 +25,7 @@ def main() -> int:
     given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     folder = Path(given["--output"]) / given["--name"]
     steps = int(given["--train.steps"])
-    saved = folder / "checkpoints/1/host/metadata"
-    step = json.loads(saved.read_text())["progress"]["step"] if saved.is_file() else 0
+    step = max((int(path.name) for path in (folder / "checkpoints").glob("*")), default=0)
     note = {
         "name": given["--name"],
         "from": step,
@@ -43,8 +42,9 @@ def main() -> int:
         step += 1
         print(f"step {step}/{steps}")
         time.sleep(STEP_S)
+    saved = folder / f"checkpoints/{step}/host/metadata"
     saved.parent.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps({"progress": {"step": step, "finished": step == steps}}))
+    saved.write_text(json.dumps({"progress": {"finished": step == steps}}))
     return 0
 
 

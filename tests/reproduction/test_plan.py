@@ -94,10 +94,16 @@ def test_folders_of_other_settings_stop_the_plan(tmp_path: Path) -> None:
     for key in jobs:
         make(jobs, key)
     with pytest.raises(RunError, match="another --root") as caught:
-        plan([run(seed=seed, **{"train.steps": 7}) for seed in seeds], BASE, tmp_path)
+        plan([run(seed=seed, **{"train.steps": 3}) for seed in seeds], BASE, tmp_path)
     message = str(caught.value)
-    assert message.startswith("5 folders") and "train.steps: 4 → 7" in message
+    assert message.startswith("5 folders") and "train.steps: 4 → 3" in message
     assert "and 2 more" in message
+
+
+def test_a_run_that_should_be_longer_is_to_do(tmp_path: Path) -> None:
+    make(plan([run()], BASE, tmp_path), run().key)
+    assert to_do(plan([run()], BASE, tmp_path)) == []
+    assert len(to_do(plan([run(**{"train.steps": 6})], BASE, tmp_path))) == 1
 
 
 def record(jobs, key: str, recorded: Path) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fst_jax.config import Config
+from fst_jax.config import Config, TrainSettings
 from fst_jax.reproduction.experiments import Run
 from fst_jax.reproduction.plan import Job
 from fst_jax.reproduction.workers import Workers
@@ -28,7 +28,10 @@ def job(root: Path, name: str = "rl", seed: int = 0, steps: int = 1, **more: Any
     run = Run(more.pop("group", "main"), "star_graph", name, more.pop("variant", {}), seed, {})
     place = {"--name": run.name, "--output": str(root / run.group)}
     arguments = tuple(text for pair in (place | settings).items() for text in pair)
-    return Job(run, arguments, Config(name=run.name, output=str(root / run.group)), None)
+    config = Config(
+        name=run.name, output=str(root / run.group), train=TrainSettings(steps=steps)
+    )
+    return Job(run, arguments, config, None)
 
 
 def starts(root: Path) -> list[dict[str, Any]]:
@@ -37,8 +40,7 @@ def starts(root: Path) -> list[dict[str, Any]]:
 
 
 def saved_step(job: Job) -> int:
-    saved = json.loads((job.folder / "checkpoints/1/host/metadata").read_text())
-    return int(saved["progress"]["step"])
+    return max(int(path.name) for path in (job.folder / "checkpoints").iterdir())
 
 
 def wait_for_starts(root: Path, count: int) -> None:

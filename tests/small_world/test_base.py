@@ -22,7 +22,7 @@ def miniature(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CHAIN_STEPS", "SINGLE_STEPS", "FULL_STEPS"):
             patch.setattr(base, name, 2)
-        for name in ("SKILLED", "RIGHT", "OBEDIENT", "LEAST_OBEDIENT"):
+        for name in ("SKILLED", "RIGHT", "OBEDIENT", "LEAST_OBEDIENT", "VERY_RIGHT"):
             patch.setattr(base, name, -1.0)
         patch.setattr(base, "TRIAL_QUESTIONS", 4)
         patch.setattr(card, "QUESTIONS", 4)
