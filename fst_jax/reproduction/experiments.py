@@ -23,7 +23,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 # Steps of main runs: (RL alone, other arms).  A peak counts only once the curve has levelled off,
 # which takes RL longest, above all where the poor strategy is paid every fourth time.
 STEPS: Mapping[str, tuple[int, int]] = {
-    "star_graph": (396, 168),
+    "star_graph": (396, 264),
     "code_output": (240, 96),
     "two_hop": (240, 96),
 }
@@ -150,7 +150,8 @@ QUICK: Mapping[str, Any] = {"train.steps": 12, "eval.problems": 32}  # one seed,
 TASKS = ("star_graph", "code_output", "two_hop")
 STAR = TASKS[:1]
 ORIGINS = "from=base,rl@reward,fst@reward,rl@step,fst@step"
-SWEPT = {"train.steps": 120}
+SWEPT = {"train.steps": 240}
+SWEPT_FST = {"train.steps": 96}
 SHORT = {"train.steps": 60}  # ten cycles: variants are compared with main runs up to there
 MAIN = (star_graph(*ARMS), Series("main", TASKS[1:], tuple(ARMS), in_quick=False))
 
@@ -213,7 +214,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             star_graph("rl", "fst"),
             Series("sweep", STAR, ("rl",), vary("learning_rate=1e-4,1e-3"), SWEPT, seeds=3),
             Series("sweep", STAR, ("rl",), vary("kl=0,1e-2,1e-1"), SWEPT, seeds=3),
-            Series("sweep", STAR, ("fst",), vary("learning_rate=1e-4,1e-3"), SWEPT, seeds=3),
+            Series("sweep", STAR, ("fst",), vary("learning_rate=1e-4,1e-3"), SWEPT_FST, seeds=3),
         ],
     ),
 }  # fmt: skip
