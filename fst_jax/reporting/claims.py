@@ -139,7 +139,7 @@ def costs(runs: Sequence[Run], task: str) -> dict[str, Any]:
 
 
 def cost(run: Run) -> dict[str, float]:
-    """Seconds by phase, rollouts, tokens and reflection calls of one run; evaluation is left out."""
+    """Seconds by phase, rollouts, tokens and reflection calls of a run; evaluation is left out."""
     seconds = {
         f"seconds_{phase}": sum(float(s["seconds"].get(phase) or 0) for s in run.steps)
         for phase in PHASES

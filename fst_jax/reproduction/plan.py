@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fst_jax.config import CheckpointSettings, Config, ModelSettings, TrackingSettings, TrainSettings
+from fst_jax.config import (
+    CheckpointSettings,
+    Config,
+    ModelSettings,
+    TrackingSettings,
+    TrainSettings,
+)
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.reproduction.experiments import Run
 from fst_jax.run_folder import RunFolder, by_step

@@ -93,9 +93,7 @@ class Workers:
         to_come = {job.run.key for job in waiting} | {one.job.run.key for one in self._active}
         for job in waiting:
             missing = [
-                key
-                for key in job.run.needs
-                if key in to_come or not is_finished(self._root / key)
+                key for key in job.run.needs if key in to_come or not is_finished(self._root / key)
             ]
             lost = [key for key in missing if key in self._failed]
             if job.made:

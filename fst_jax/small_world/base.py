@@ -167,9 +167,7 @@ def teach(trainer: Trainer) -> None:
         figures = trainer.obedience(TRIAL_QUESTIONS)
         right, obeys = float(np.mean(instructed(figures))), following(figures)
         least = min(instructed(figures, "follows"))
-        trainer.say(
-            f"right under instructions: {instructed(figures)}, follows {obeys:.3f}, least {least:.3f}"
-        )
+        trainer.say(f"right {instructed(figures)}, follows {obeys:.3f}, least {least:.3f}")
         needed = VERY_RIGHT if least < LEAST_OBEDIENT else RIGHT
         if right >= needed and obeys >= OBEDIENT:
             return

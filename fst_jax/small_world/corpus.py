@@ -100,9 +100,7 @@ def by_habit(rng: np.random.Generator) -> tuple[bool, str]:
 
 
 def _answered(system: str, kind: Kind, question: Question, good: bool, format: str) -> Document:
-    before, answer = (
-        (question.steps, question.answer) if good else (kind.opening, question.guess)
-    )
+    before, answer = (question.steps, question.answer) if good else (kind.opening, question.guess)
     return Document(system, question.text, f"{before} {wrap(answer, format)}")
 
 

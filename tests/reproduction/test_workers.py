@@ -28,9 +28,7 @@ def job(root: Path, name: str = "rl", seed: int = 0, steps: int = 1, **more: Any
     run = Run(more.pop("group", "main"), "star_graph", name, more.pop("variant", {}), seed, {})
     place = {"--name": run.name, "--output": str(root / run.group)}
     arguments = tuple(text for pair in (place | settings).items() for text in pair)
-    config = Config(
-        name=run.name, output=str(root / run.group), train=TrainSettings(steps=steps)
-    )
+    config = Config(name=run.name, output=str(root / run.group), train=TrainSettings(steps=steps))
     return Job(run, arguments, config, None)
 
 
