@@ -13,7 +13,7 @@ import pytest
 from fst_jax import reproduce
 from fst_jax.reproduction.experiments import Experiment, Series
 from fst_jax.reproduction.plan import is_finished
-from fst_jax.settings import command
+from fst_jax.settings import command, to_yaml
 from tests.reproduction.records import write_run
 from tests.reproduction.test_plan import checkpoint
 
@@ -90,12 +90,10 @@ def test_when_all_is_made_only_the_report_is(
     options = reproduce.parse(["signal", "--seeds", "1", "--root", str(tmp_path)])
     for job in reproduce.jobs_of(options).values():
         write_run(job.folder, job.run.arm, [0.0, 0.1, 0.5])
-        from fst_jax.settings import to_yaml
-
         (job.folder / "config.yaml").write_text(to_yaml(job.config))
-        lines = (job.folder / "metrics.jsonl").read_text().replace('"step": 12', '"step": 120')
-        (job.folder / "metrics.jsonl").write_text(lines)
-        checkpoint(job.folder, 120, True)
+        metrics, end = job.folder / "metrics.jsonl", job.config.train.steps
+        metrics.write_text(metrics.read_text().replace('"step": 12', f'"step": {end}'))
+        checkpoint(job.folder, end, True)
     assert call(monkeypatch, *options.given) == 0
     assert "2 runs, 0 of them to do" in capsys.readouterr().out
     assert (tmp_path / "report/index.html").is_file()

@@ -25,7 +25,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 STEPS: Mapping[str, tuple[int, int]] = {
     "star_graph": (396, 264),
     "code_output": (240, 96),
-    "two_hop": (240, 96),
+    "two_hop": (240, 240),
 }
 
 # What a name of a variant, `population=1+kl=0`, sets; `from` is where a run starts, `kind` a label.
