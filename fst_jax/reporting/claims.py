@@ -12,7 +12,7 @@ from fst_jax.reporting.efficiency import first_signal, sample_efficiency
 from fst_jax.reporting.runs import ARMS, Run, round_rollouts
 from fst_jax.reporting.second_task import continual, plasticity
 from fst_jax.reporting.select import chosen, final, pairs, tasks_of
-from fst_jax.reporting.sigmoid import Curve, ceiling_difference, fit
+from fst_jax.reporting.sigmoid import Curve, ceilings, fit
 from fst_jax.reporting.statistics import mean_interval, rounded
 from fst_jax.reporting.variants import best_settings, variant_claims
 
@@ -52,33 +52,30 @@ def derive(runs: Sequence[Run]) -> dict[str, Any]:
     return {name: claim for name, claim in claims.items() if claim}
 
 
-def rollout_curves(runs: Sequence[Run]) -> list[Curve]:
-    """(RL rollouts, mean@k) of every run under its own context."""
-    return [[(float(e.rollouts), e.mean_at_k) for e in run.curve()] for run in runs]
+def rollout_curve(run: Run) -> Curve:
+    """(RL rollouts, mean@k) of a run under its own context."""
+    return [(float(e.rollouts), e.mean_at_k) for e in run.curve()]
 
 
 def ceiling(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
     """The fitted ceiling A of RL and FST and their difference; None where it cannot be fitted."""
     paired = pairs(chosen(runs, "main", task, "rl", ""), chosen(runs, "main", task, "fst", ""))
-    rl = rollout_curves([one for one, _ in paired])
-    fst = rollout_curves([other for _, other in paired])
     try:
-        fitted = {"rl": fit(rl), "fst": fit(fst)} if paired else {}
+        rl = [fit(rollout_curve(one)) for one, _ in paired]
+        fst = [fit(rollout_curve(other)) for _, other in paired]
     except ValueError:  # too few evaluations
         return None
-    if not fitted:
+    if not paired:
         return None
-    of_rl, of_fst, difference = ceiling_difference(rl, fst)
+    names = ("rl", "fst", "difference")
+    figures = {
+        name: estimate.to_json() for name, estimate in zip(names, ceilings(rl, fst), strict=True)
+    }
     sigmoids = {
-        arm: {name: rounded(value) for name, value in vars(sigmoid).items()}
-        for arm, sigmoid in fitted.items()
+        arm: [{name: rounded(value) for name, value in vars(one).items()} for one in fitted]
+        for arm, fitted in (("rl", rl), ("fst", fst))
     }
-    return {
-        "rl": of_rl.to_json(),
-        "fst": of_fst.to_json(),
-        "difference": difference.to_json(),
-        "sigmoids": sigmoids,
-    }
+    return {**figures, "sigmoids": sigmoids}
 
 
 def quadrants(runs: Sequence[Run]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from fst_jax.reporting.claims import rollout_curves
+from fst_jax.reporting.claims import rollout_curve
 from fst_jax.reporting.efficiency import SIGNAL, first_signal
 from fst_jax.reporting.runs import ARMS, Evaluation, Run
 from fst_jax.reporting.second_task import MATCHES, from_origin, kinds, stages
@@ -109,17 +109,19 @@ def efficiency(runs: Sequence[Run]) -> Iterator[Figure]:
 
 
 def ceilings(runs: Sequence[Run]) -> Iterator[Figure]:
-    """Mean evaluation points and the fitted sigmoids."""
+    """Mean evaluation points and the mean of the sigmoids fitted to the seeds."""
 
-    def panel(fitted: Sequence[tuple[Series, Sigmoid]]) -> Callable[[Axes], None]:
+    def panel(fitted: Sequence[tuple[Series, list[Sigmoid]]]) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
-            for one, sigmoid in fitted:
+            for one, sigmoids in fitted:
                 x, y, _, _ = over_seeds(one, lambda e: e.rollouts, accuracy)
                 axes.plot(x, y, MARKERS[one.arm], color=COLOURS[one.arm], alpha=0.5)
                 fine = np.linspace(0, x[-1], 200)
-                name = f"{one.label}, A = {sigmoid.ceiling:.3f}"
-                axes.plot(fine, sigmoid(fine), color=COLOURS[one.arm], label=name)
-                axes.axhline(sigmoid.ceiling, color=COLOURS[one.arm], linestyle=":", linewidth=1)
+                ceiling = float(np.mean([sigmoid.ceiling for sigmoid in sigmoids]))
+                mean = np.mean([sigmoid(fine) for sigmoid in sigmoids], axis=0)
+                name = f"{one.label}, A = {ceiling:.3f}"
+                axes.plot(fine, mean, color=COLOURS[one.arm], label=name)
+                axes.axhline(ceiling, color=COLOURS[one.arm], linestyle=":", linewidth=1)
             axes.set_xlabel("RL rollouts")
             finish(axes, [one for one, _ in fitted])
 
@@ -132,7 +134,7 @@ def ceilings(runs: Sequence[Run]) -> Iterator[Figure]:
             if one.arm == "prompt":
                 continue
             try:
-                fitted.append((one, fit(rollout_curves(one.runs))))
+                fitted.append((one, [fit(rollout_curve(run)) for run in one.runs]))
             except ValueError:
                 continue
         if fitted:
@@ -141,8 +143,8 @@ def ceilings(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "ceiling",
             "Ceilings",
-            "Points: means over seeds of held-out accuracy under the run's own context; lines: the "
-            "least-squares sigmoid of all seeds, whose asymptote A (dotted) is the ceiling.",
+            "Points: means over seeds of held-out accuracy under the run's own context; "
+            "lines: means of the seeds' sigmoids, whose mean asymptote A (dotted) is the ceiling.",
             panels,
         )
 

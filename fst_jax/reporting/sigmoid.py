@@ -1,8 +1,9 @@
-"""The ceiling: a sigmoid in the number of rollouts, fitted to evaluation curves of all seeds.
+"""The ceiling: a sigmoid in the number of rollouts, fitted to the evaluation curve of each seed.
 
 R(C) = R0 + (A − R0) / (1 + (C_mid / C)^B), the paper's form for the ceiling A.  The curve is
 linear in R0 and A for given C_mid and B, so a grid over the latter two gives the starting point of
-a bounded least-squares fit with 0 ≤ R0 ≤ A ≤ 1.  The interval comes from resampling seeds.
+a bounded least-squares fit with 0 ≤ R0 ≤ A ≤ 1.  Seeds are fitted singly, since a mean of curves
+that rise at different times is no sigmoid; the interval comes from resampling seeds.
 """
 
 import math
@@ -36,49 +37,27 @@ class Sigmoid:
         )
 
 
-def fit(curves: Sequence[Curve], weights: Sequence[int] | None = None) -> Sigmoid:
-    """The least-squares sigmoid of one curve per seed, each counted `weights` times.
+def fit(curve: Curve) -> Sigmoid:
+    """The least-squares sigmoid of one seed's curve.
 
     Raises:
       ValueError: fewer than four different numbers of rollouts.
     """
-    counts = [1] * len(curves) if weights is None else list(weights)
-    points = [(c, r, w) for curve, w in zip(curves, counts, strict=True) if w for c, r in curve]
-    c, r, w = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    c, r = np.array(sorted(curve), dtype=float).T
     if len(set(c)) < 4:
         raise ValueError("four parameters need four different numbers of rollouts")
-    # Seeds are evaluated at the same points: their weighted mean has the same optimum.
-    at, group = np.unique(c, return_inverse=True)
-    mass = np.bincount(group, w)
-    reward = np.bincount(group, w * r) / mass
-    return _fit_means(at, reward, mass / mass.sum())
+    return _least_squares(c, r)
 
 
-def ceiling_difference(
-    one: Sequence[Curve], other: Sequence[Curve]
-) -> tuple[Estimate, Estimate, Estimate]:
-    """A of each of two arms and A(other) − A(one); seed i of both is resampled together."""
+def ceilings(one: Sequence[Sigmoid], other: Sequence[Sigmoid]) -> tuple[Estimate, ...]:
+    """Mean ceilings of two arms and A(other) − A(one); seed i of both is resampled together."""
+    a = np.array([sigmoid.ceiling for sigmoid in one])
+    b = np.array([sigmoid.ceiling for sigmoid in other])
 
-    def ceiling(curves: Sequence[Curve], weights: np.ndarray) -> float:
-        try:
-            return fit(curves, list(weights)).ceiling
-        except ValueError:
-            return math.nan
+    def mean(values: np.ndarray) -> Estimate:
+        return bootstrap(lambda weights: float(weights @ values / weights.sum()), len(values))
 
-    cache: dict[tuple[int, ...], tuple[float, float]] = {}
-
-    def both(weights: np.ndarray) -> tuple[float, float]:
-        key = tuple(int(weight) for weight in weights)
-        if key not in cache:
-            cache[key] = ceiling(one, weights), ceiling(other, weights)
-        return cache[key]
-
-    seeds = len(one)
-    return (
-        bootstrap(lambda weights: both(weights)[0], seeds),
-        bootstrap(lambda weights: both(weights)[1], seeds),
-        bootstrap(lambda weights: both(weights)[1] - both(weights)[0], seeds),
-    )
+    return mean(a), mean(b), mean(b - a)
 
 
 def _rise(c: np.ndarray, middle: float | np.ndarray, steepness: float | np.ndarray) -> np.ndarray:
@@ -87,18 +66,17 @@ def _rise(c: np.ndarray, middle: float | np.ndarray, steepness: float | np.ndarr
         return 1 / (1 + np.power(middle / c, steepness))
 
 
-def _fit_means(c: np.ndarray, r: np.ndarray, mass: np.ndarray) -> Sigmoid:
-    """Fit to mean rewards [n] at increasing rollouts [n] with weights [n]."""
+def _least_squares(c: np.ndarray, r: np.ndarray) -> Sigmoid:
+    """Fit to rewards [n] at increasing rollouts [n]."""
     positive = c[c > 0]
     low, high = math.log(positive[0] / 10), math.log(positive[-1] * _BEYOND)
-    root = np.sqrt(mass)
 
     def curve(p: np.ndarray) -> np.ndarray:
         start, share, log_middle, steepness = p
         return start + (1 - start) * share * _rise(c, math.exp(log_middle), steepness)
 
     def residuals(p: np.ndarray) -> np.ndarray:
-        return root * (curve(p) - r)
+        return curve(p) - r
 
     def jacobian(p: np.ndarray) -> np.ndarray:
         start, share, log_middle, steepness = p
@@ -112,13 +90,13 @@ def _fit_means(c: np.ndarray, r: np.ndarray, mass: np.ndarray) -> Sigmoid:
             -height * slope * steepness,
             height * slope * logs,
         )
-        return root[:, None] * np.stack(columns, axis=1)
+        return np.stack(columns, axis=1)
 
     lower = np.array([0.0, 0.0, low, _STEEPNESS[0]])
     upper = np.array([1.0, 1.0, high, _STEEPNESS[1]])
     found = least_squares(
         residuals,
-        np.clip(_start(c, r, mass, low, high), lower + 1e-9, upper - 1e-9),
+        np.clip(_start(c, r, low, high), lower + 1e-9, upper - 1e-9),
         jac=jacobian,
         bounds=(lower, upper),
         ftol=_TIGHT,
@@ -131,15 +109,15 @@ def _fit_means(c: np.ndarray, r: np.ndarray, mass: np.ndarray) -> Sigmoid:
     return Sigmoid(start, ceiling, math.exp(log_middle), steepness)
 
 
-def _start(c: np.ndarray, r: np.ndarray, mass: np.ndarray, low: float, high: float) -> np.ndarray:
+def _start(c: np.ndarray, r: np.ndarray, low: float, high: float) -> np.ndarray:
     """The best (R0, (A − R0)/(1 − R0), log C_mid, B) with C_mid and B on a grid."""
     grid = np.array([(m, b) for m in np.linspace(low, high, 24) for b in (0.5, 1.0, 2.0, 4.0, 8.0)])
     rise = _rise(c, np.exp(grid[:, :1]), grid[:, 1:])  # [grid, n]
-    centred = rise - (rise @ mass)[:, None]
-    spread = np.maximum((centred**2) @ mass, 1e-12)
-    height = (centred * (r - mass @ r)) @ mass / spread  # weighted linear regression on each row
-    base = np.clip(mass @ r - height * (rise @ mass), 0.0, 0.999)
+    centred = rise - rise.mean(axis=1, keepdims=True)
+    spread = np.maximum((centred**2).mean(axis=1), 1e-12)
+    height = (centred * (r - r.mean())).mean(axis=1) / spread  # linear regression on each row
+    base = np.clip(r.mean() - height * rise.mean(axis=1), 0.0, 0.999)
     share = np.clip(height / (1 - base), 0.0, 1.0)
-    errors = ((base[:, None] + ((1 - base) * share)[:, None] * rise - r) ** 2) @ mass
+    errors = ((base[:, None] + ((1 - base) * share)[:, None] * rise - r) ** 2).mean(axis=1)
     best = int(np.argmin(errors))
     return np.array([base[best], share[best], *grid[best]])
