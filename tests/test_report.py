@@ -14,6 +14,7 @@ from fst_jax.report import main, report
 from fst_jax.reporting.claims import derive
 from fst_jax.reporting.page import render
 from fst_jax.reporting.runs import find, read_all
+from fst_jax.reporting.table import markdown
 from tests.reporting.synthetic import Curve, Plan, flat, write_run
 
 RECORDED = Path(__file__).parents[1] / "reproduction"
@@ -205,3 +206,11 @@ def test_recorded_claims_come_out_of_recorded_runs() -> None:
     runs, left_out = read_all(find([RECORDED]))
     assert not left_out
     same(json.loads((RECORDED / "claims.json").read_text()), derive(runs), "claims")
+
+
+@pytest.mark.skipif(
+    not (RECORDED / "claims.json").is_file(), reason="no results of the reproduction are recorded"
+)
+def test_the_documented_table_is_that_of_the_recorded_claims() -> None:
+    table = markdown(json.loads((RECORDED / "claims.json").read_text()))
+    assert table in (RECORDED.parent / "docs/reproduction.md").read_text()

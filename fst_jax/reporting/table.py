@@ -65,6 +65,19 @@ def rows(claims: Mapping[str, Any]) -> Iterator[Row]:
         yield from _signal(pretty(task), entry)
 
 
+def markdown(claims: Mapping[str, Any]) -> str:
+    """The table as Markdown, without the notes."""
+    lines = [
+        "| claim | where | paper | here, 95 % interval | seeds | verdict |",
+        "|---|---|---|---|--:|---|",
+    ]
+    lines += [
+        f"| {row.claim} | {row.where} | {row.paper} | {row.figure} | {row.seeds} | {row.verdict} |"
+        for row in rows(claims)
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def points(value: float) -> str:
     """A difference of accuracies, in points."""
     return f"{100 * value:+.1f}".replace("-", "−")
