@@ -8,6 +8,7 @@ from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fst_jax.reporting.claims import PHASES, QUADRANTS, cost, quadrants
 from fst_jax.reporting.curves import Series, panels_of, pretty
@@ -232,18 +233,21 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
             axes.set_ylim(-0.6, max(len(series), 2) - 0.4)
             axes.invert_yaxis()
             axes.set_xlabel(f"{unit} per run")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
             below(axes, columns=3)
 
         return draw
 
-    def used(series: Sequence[Series], parts: Sequence[str]) -> bool:
-        return any(cost(run)[part] for one in series for run in one.runs for part in parts)
-
+    used = {
+        name: (unit, parts)
+        for name, (unit, parts) in stacks.items()
+        if any(cost(run)[part] for run in runs for part in parts)
+    }
     panels = [
         Panel(f"{pretty(task)}: {name}", panel(series, unit, parts))
         for task, series in panels_of(runs).items()
-        for name, (unit, parts) in stacks.items()
-        if used(series, parts)
+        for name, (unit, parts) in used.items()
     ]
     if panels:
         yield Figure(
@@ -252,7 +256,7 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
             "What a run costs, mean over seeds: seconds by phase, rollouts, tokens and "
             "calls of the reflection model; evaluation is left out.",
             panels,
-            columns=4,
+            columns=len(used),  # a row for each task
         )
 
 
