@@ -1,12 +1,22 @@
 """The table of experiments: names, seeds and settings, and that they all fit the base config."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fst_jax.reproduction.experiments import ARMS, DEMO, EXPERIMENTS, QUICK, TASKS, Run, vary
+from fst_jax.reproduction.experiments import (
+    ARMS,
+    DEMO,
+    EXPERIMENTS,
+    QUICK,
+    STEPS,
+    TASKS,
+    Run,
+    vary,
+)
 from fst_jax.reproduction.plan import plan
 from fst_jax.settings import difference
 from fst_jax.tasks.registry import load_task
@@ -94,12 +104,14 @@ def test_every_task_takes_its_options(jobs) -> None:  # type: ignore[no-untyped-
 
 
 def test_arms_differ_in_their_switches_alone(jobs) -> None:  # type: ignore[no-untyped-def]
-    fst = jobs["main/two_hop.fst.seed0"].config
-    for arm, settings in ARMS.items():
-        config = replace(jobs[f"main/two_hop.{arm}.seed0"].config, name=fst.name)
-        changed = {line.split(":")[0] for line in difference(fst, config)}
-        longer = {"train.steps"} if arm == "rl" else set()
-        assert changed == set(settings) | longer
+    for task, arm in itertools.product(TASKS, ARMS):
+        fst = jobs[f"main/{task}.fst.seed0"].config
+        steps = STEPS[task][arm != "rl"]
+        assert jobs[f"main/{task}.{arm}.seed0"].config.train.steps == steps
+        train = replace(fst.train, steps=steps)
+        config = replace(jobs[f"main/{task}.{arm}.seed0"].config, name=fst.name)
+        changed = {line.split(":")[0] for line in difference(replace(fst, train=train), config)}
+        assert changed == set(ARMS[arm])
 
 
 def test_variants_are_compared_with_main_runs_that_are_at_least_as_long(jobs) -> None:  # type: ignore[no-untyped-def]
