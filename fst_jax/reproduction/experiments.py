@@ -221,5 +221,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 
 DEMO = Experiment(
     "FST beside RL in a few minutes",
-    [Series("main", STAR, ("fst", "rl"), settings={"train.steps": 30})],
+    [Series("main", STAR, ("fst", "rl"), settings={"train.steps": 24})],
 )
