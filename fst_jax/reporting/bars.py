@@ -239,10 +239,11 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
 
         return draw
 
+    spent = [cost(run) for run in runs]
     used = {
         name: (unit, parts)
         for name, (unit, parts) in stacks.items()
-        if any(cost(run)[part] for run in runs for part in parts)
+        if any(each[part] for each in spent for part in parts)
     }
     panels = [
         Panel(f"{pretty(task)}: {name}", panel(series, unit, parts))

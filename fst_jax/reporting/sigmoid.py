@@ -49,7 +49,9 @@ def fit(curve: Curve) -> Sigmoid:
     return _least_squares(c, r)
 
 
-def ceilings(one: Sequence[Sigmoid], other: Sequence[Sigmoid]) -> tuple[Estimate, ...]:
+def ceilings(
+    one: Sequence[Sigmoid], other: Sequence[Sigmoid]
+) -> tuple[Estimate, Estimate, Estimate]:
     """Mean ceilings of two arms and A(other) − A(one); seed i of both is resampled together."""
     a = np.array([sigmoid.ceiling for sigmoid in one])
     b = np.array([sigmoid.ceiling for sigmoid in other])
