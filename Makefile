@@ -10,7 +10,8 @@ EXPERIMENTS := efficiency ceiling drift quadrants signal plasticity continual ab
   reflector sweep
 REPRODUCE := $(BIN)/python -m fst_jax.reproduce
 
-.PHONY: help setup models demo demo-llm reproduce $(EXPERIMENTS:%=reproduce-%) tiny-base test test-all lint format clean
+.PHONY: help setup models demo demo-llm reproduce $(EXPERIMENTS:%=reproduce-%) tiny-base \
+  test test-all lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

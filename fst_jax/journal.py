@@ -135,10 +135,8 @@ class Journal:
         compiles: int,
     ) -> None:
         """Record one RL step: its event, and samples/<step>.jsonl."""
-        totals, trained = (
-            self.progress.totals,
-            sum(len(rollout.completion.ids) for group in groups for rollout in group),
-        )
+        totals = self.progress.totals
+        trained = sum(len(rollout.completion.ids) for group in groups for rollout in group)
         totals.rollouts += spent.rollouts
         totals.tokens_generated += spent.tokens
         totals.tokens_trained += trained

@@ -30,6 +30,7 @@ def derive(runs: Sequence[Run]) -> dict[str, Any]:
         "quadrants": {task: quadrants(chosen(runs, "main", task, "fst", "")) for task in main},
         "final": {task: finals(runs, task) for task in main},
         "prompt_only": {task: prompt_only(runs, task) for task in main},
+        "seed_prompt_in_use": {task: seed_prompt_in_use(runs, task) for task in main},
         "cost": {task: costs(runs, task) for task in main},
         "signal": {
             task: first_signal(runs, group, task)
@@ -58,7 +59,10 @@ def rollout_curve(run: Run) -> Curve:
 
 
 def ceiling(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
-    """The fitted ceiling A of RL and FST and their difference; None where it cannot be fitted."""
+    """The fitted ceiling A of RL and FST and their difference; None where it cannot be fitted.
+
+    `observed` is the difference that is seen: final accuracies, without extrapolation.
+    """
     paired = pairs(chosen(runs, "main", task, "rl", ""), chosen(runs, "main", task, "fst", ""))
     try:
         rl = [fit(rollout_curve(one)) for one, _ in paired]
@@ -75,7 +79,8 @@ def ceiling(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
         arm: [{name: rounded(value) for name, value in vars(one).items()} for one in fitted]
         for arm, fitted in (("rl", rl), ("fst", fst))
     }
-    return {**figures, "sigmoids": sigmoids}
+    observed = mean_interval([final(other) - final(one) for one, other in paired]).to_json()
+    return {**figures, "observed": observed, "sigmoids": sigmoids}
 
 
 def quadrants(runs: Sequence[Run]) -> dict[str, Any]:
@@ -107,6 +112,18 @@ def finals(runs: Sequence[Run], task: str) -> dict[str, Any]:
                     "entropy": mean_interval([e.entropy for e in last]).to_json(),
                 }
     return result
+
+
+def seed_prompt_in_use(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
+    """How often FST had the seed prompt in use: the share of its fast rounds, by seed."""
+    shares = {}
+    for run in chosen(runs, "main", task, "fst", ""):
+        pools, active = run.pools(), run.active()
+        seeds = {p["id"] for p in (pools[-1]["prompts"] if pools else []) if p["origin"] == "seed"}
+        if active and seeds:
+            used = sum(bool(seeds & set(ids)) for ids in active)
+            shares[str(run.seed)] = rounded(used / len(active))
+    return {"per_seed": shares} if shares else None
 
 
 def prompt_only(runs: Sequence[Run], task: str) -> dict[str, Any] | None:

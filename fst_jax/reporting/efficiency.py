@@ -1,12 +1,13 @@
 """How much sooner: rollouts until FST reaches RL's peak, and until an arm first leaves zero.
 
 The paper's figure takes the first evaluation at which FST's running maximum reaches RL's running
-peak.  It departs in nothing, but says what the peak of a noisy curve hides: every rollout is
-counted in a second ratio, RL's flatness is checked, and a robust ratio takes the rollouts at which
-both arms first reach 90 % and 95 % of RL's plateau, the mean over seeds of RL's last quarter.
+peak.  Beside it stands what the peak of a noisy curve hides: every rollout is counted in a second
+ratio, RL's gain in the last quarter of its run is given, and a robust ratio takes the rollouts at
+which both arms first reach 90 % and 95 % of RL's plateau, the mean over seeds of that quarter.
 
-A seed in which FST never reaches the peak is censored: the true ratio is below peak/budget, and
-this bound, at most 1, enters the mean; where every seed is censored there is no ratio.  A seed in
+A seed in which FST never reaches the peak is censored: the true ratio is below what RL needed over
+FST's budget, and this bound, or 1 where it is above 1, enters the mean; where every seed is
+censored there is no ratio.  A seed in
 which RL misses a robust level counts with RL's budget, a lower bound.  Both are counted.
 """
 

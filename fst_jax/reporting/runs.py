@@ -1,9 +1,9 @@
 """Run folders as typed records: the only place of the report that knows their files.
 
 A run is read from `config.yaml`, `metrics.jsonl` (or `metrics.jsonl.gz`), `pool/<step>.json` (or
-one `pool.json`) and `samples/<step>.jsonl`.  An experiment is a run in a folder named after its
-group and called `<task>.<arm>[.<variant>].seed<k>`, where a variant is `key=value+key=value`; any
-other run takes its arm from its settings and stands for itself.
+one `pool.json` with `active.json`) and `samples/<step>.jsonl`.  An experiment is a run in a folder
+named after its group and called `<task>.<arm>[.<variant>].seed<k>`, where a variant is
+`key=value+key=value`; any other run takes its arm from its settings and stands for itself.
 
 The config is read as plain YAML, not as a `Config`, so that runs of older versions stay readable.
 """
@@ -121,6 +121,14 @@ class Run:
         """Every recorded pool file, oldest first."""
         paths = by_step(self.path / "pool", ".json")
         return [_json(path) for path in paths or [self.path / "pool.json"] if path.is_file()]
+
+    def active(self) -> list[list[str]]:
+        """Ids of the prompts in use after each fast round, oldest first."""
+        path = self.path / "active.json"
+        if path.is_file():
+            by_round = _json(path)
+            return [by_round[step] for step in sorted(by_round, key=int)]
+        return [pool["active"] for pool in self.pools()]
 
     def samples(self, step: int) -> list[dict[str, Any]]:
         """The rollouts recorded at a step, of training and of evaluations; [] if none are."""

@@ -75,7 +75,7 @@ def stages(run: Run) -> list[Stage]:
 
 
 def continual(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Gain and forgetting in every stage of a stream, by arm; None without streams."""
+    """What every stage of a stream has brought and what is kept of it, by arm; None without any."""
     streams = [run for run in chosen(runs, "continual") if not run.variant]
     arms = [arm for arm in ("rl", "prompt", "fst", "fst_reuse") if chosen(streams, arm=arm)]
     if not arms:
@@ -101,10 +101,11 @@ def continual(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def stage_measures(run: Run, stage: Stage, best: float | None) -> dict[str, float]:
-    """gain, gain_percent (of `best`, the best peak of any arm), mean, final and forgetting.
+    """gain, gain_percent (of `best`, the best peak of any arm), mean, final, kept and kept_seed.
 
-    `mean` is the mean height of the curve during the stage and `forgetting` the accuracy on the
-    stage's task at the end of the stream minus that at the stage's end, negative when forgotten.
+    `mean` is the mean height of the curve during the stage; `kept` is the accuracy on the stage's
+    task at the end of the stream minus that at the stage's end, negative when forgotten, under the
+    run's own context of the time, and `kept_seed` the same under the seed prompt.
     """
     curve = run.curve(task=stage.task)
     inside = _inside(curve, stage)
@@ -117,8 +118,17 @@ def stage_measures(run: Run, stage: Stage, best: float | None) -> dict[str, floa
         "gain_percent": 100 * (end - start) / room if room > 0 else math.nan,
         "mean": area([e.step for e in inside], [e.mean_at_k for e in inside]),
         "final": end,
-        "forgetting": _last_two(curve) - end if curve[-1].step > stage.end else math.nan,
+        "kept": _kept(curve, stage),
+        "kept_seed": _kept(run.curve("seed", stage.task), stage),
     }
+
+
+def _kept(curve: Sequence[Evaluation], stage: Stage) -> float:
+    """The last accuracy minus that at the stage's end; NaN for the last stage."""
+    inside = _inside(curve, stage)[1:]
+    if not inside or curve[-1].step <= stage.end:
+        return math.nan
+    return _last_two(curve) - _last_two(inside)
 
 
 def _over_stages(streams: Sequence[Run]) -> Estimate:

@@ -24,7 +24,7 @@ class Row:
     paper: str
     figure: str
     seeds: int
-    verdict: str  # "holds" | "contradicted" | "open" | "one seed"
+    verdict: str  # "holds" | "contradicted" | "open" | "one seed"; empty where nothing is claimed
     note: str = ""
 
 
@@ -33,30 +33,19 @@ def rows(claims: Mapping[str, Any]) -> Iterator[Row]:
     for task, entry in claims.get("sample_efficiency", {}).items():
         yield from _efficiency(pretty(task), entry)
     for task, entry in claims.get("ceiling", {}).items():
-        yield _row("Ceiling: FST minus RL", pretty(task), _CEILING, entry["difference"], 0, points)
+        where = pretty(task)
+        yield _row("Higher at the end: FST minus RL", where, _CEILING, entry["observed"], 0, points)
+        yield _row("… ceilings of fitted sigmoids", where, _CEILING, entry["difference"], 0, points)
     for task, entry in claims.get("kl_at_matched_reward", {}).items():
         own, seed = entry["reduction"], entry["seed_prompt"]["reduction"]
         yield _row("Less drift at equal reward, own context", pretty(task), _DRIFT, own, 0, percent)
         yield _row("… KL under the seed prompt", pretty(task), "not said", seed, 0, percent)
     if "plasticity" in claims:
-        entry = claims["plasticity"]
-        where = "all second tasks"
-        yield _row("Plasticity: from FST minus from RL", where, "+16.7 and +4.3 points",
-                   entry["fst_minus_rl"], 0, points)  # fmt: skip
-        for kind, matches in entry["by_kind"].items():
-            for match, found in matches.items():
-                yield _row(f"… {kind} task", f"equal {match}", "", found["fst_minus_rl"], 0, points)
+        yield from _plasticity(claims["plasticity"])
     if "continual" in claims:
-        entry = claims["continual"]
-        if "fst_minus_rl" in entry:
-            yield _row("Continual: gain per stage, FST minus RL", "all stages", "",
-                       entry["fst_minus_rl"], 0, points)  # fmt: skip
-        for stage in entry["stages"]:
-            for name, paper in (("gain", "+17.1 points on CodeIO"), ("forgetting", "not said")):
-                difference = stage.get(name, {}).get("fst_minus_rl")
-                if difference and difference["seeds"]:
-                    where = f"{pretty(stage['task'])}, steps {stage['start']} to {stage['end']}"
-                    yield _row(f"… {name}, FST minus RL", where, paper, difference, 0, points)
+        yield from _continual(claims["continual"])
+    for task, entry in claims.get("quadrants", {}).items():
+        yield _quadrants(pretty(task), entry)
     for task, entry in claims.get("prompt_only", {}).items():
         if "fst_minus_prompt" in entry:
             yield _row("FST minus prompt evolution alone", pretty(task), "above on all tasks",
@@ -66,16 +55,18 @@ def rows(claims: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def markdown(claims: Mapping[str, Any]) -> str:
-    """The table as Markdown, without the notes."""
+    """The table as Markdown, with the notes below."""
     lines = [
         "| claim | where | paper | here, 95 % interval | seeds | verdict |",
         "|---|---|---|---|--:|---|",
     ]
+    table = list(rows(claims))
     lines += [
         f"| {row.claim} | {row.where} | {row.paper} | {row.figure} | {row.seeds} | {row.verdict} |"
-        for row in rows(claims)
+        for row in table
     ]
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"- {row.claim}, {row.where}: {row.note}." for row in table if row.note)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def points(value: float) -> str:
@@ -86,6 +77,11 @@ def points(value: float) -> str:
 def percent(value: float) -> str:
     """A share in percent."""
     return f"{100 * value:.0f}\u00a0%".replace("-", "−")
+
+
+def scale(value: float) -> str:
+    """A difference on a scale of 0 to 100."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def times(value: float) -> str:
@@ -119,10 +115,14 @@ def _row(
     return Row(claim, where, paper, figure, estimate["seeds"], judged, note)
 
 
+def _said(claim: str, where: str, estimate: Mapping[str, Any], form: Any) -> Row:
+    """A figure that claims nothing."""
+    return Row(claim, where, "", shown(estimate, form), estimate["seeds"], "")
+
+
 def _efficiency(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
     if "ratio" not in entry:
         return
-    flat = f"RL's gain in its last quarter: {shown(entry['rl_flatness'], points)} points"
     names = {
         "ratio": ("Fewer RL rollouts to RL's peak", _EFFICIENCY),
         "ratio_all_rollouts": ("… every rollout counted", "not counted"),
@@ -131,13 +131,50 @@ def _efficiency(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
     }
     for name, (claim, paper) in names.items():
         found = entry[name]
-        notes = [flat] if name == "ratio" else []
+        note = ""
         if found["censored"]:
-            notes.append(
+            note = (
                 f"FST did not get there in {found['censored']} of {len(found['per_seed'])} seeds, "
                 "which count with what RL needed / FST's budget, at most 1"
             )
-        yield _row(claim, task, paper, found, 1, times, "; ".join(notes))
+        yield _row(claim, task, paper, found, 1, times, note)
+    yield _said("… RL's gain in its last quarter", task, entry["rl_flatness"], points)
+
+
+def _plasticity(entry: Mapping[str, Any]) -> Iterator[Row]:
+    yield _row("Plasticity: from FST minus from RL", "all second tasks", "+16.7 and +4.3 points",
+               entry["fst_minus_rl"], 0, points)  # fmt: skip
+    for kind, matches in entry["by_kind"].items():
+        for match, found in matches.items():
+            yield _row(f"… {kind} task", f"equal {match}", "", found["fst_minus_rl"], 0, points)
+        yield _said(f"… {kind} task", "from the base itself", found["base"], percent)
+
+
+def _continual(entry: Mapping[str, Any]) -> Iterator[Row]:
+    if "fst_minus_rl" in entry:
+        yield _row("Continual: gain per stage, FST minus RL", "all stages", "",
+                   entry["fst_minus_rl"], 0, points)  # fmt: skip
+    names = {
+        "gain": ("… gain", "", points),
+        "gain_percent": ("… the same, of what any arm reached", "+17.1 CodeIO", scale),
+        "kept": ("… kept of it to the end", "", points),
+        "kept_seed": ("… the same, under the seed prompt", "", points),
+    }
+    for stage in entry["stages"]:
+        where = f"{pretty(stage['task'])}, steps {stage['start']} to {stage['end']}"
+        for name, (claim, paper, form) in names.items():
+            difference = stage.get(name, {}).get("fst_minus_rl")
+            if difference and difference["seeds"]:
+                yield _row(f"{claim}, FST minus RL", where, paper, difference, 0, form)
+
+
+def _quadrants(task: str, entry: Mapping[str, Any]) -> Row:
+    """Four means and no verdict: the paper shows where the gain lives, without a figure."""
+    names = ("base_seed", "base_pool", "trained_seed", "trained_pool")
+    figures = [percent(entry[name]["mean"]) if name in entry else "–" for name in names]
+    claim = "Base weights: seed prompt, evolved; trained weights: seed prompt, evolved"
+    seeds = max(found["seeds"] for found in entry.values())
+    return Row(claim, task, "", ", ".join(figures), seeds, "")
 
 
 def _signal(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:

@@ -1,12 +1,14 @@
 """Keeps what runs found in small files that can be committed, and derives the claims from them.
 
-Of each finished run: config.yaml, metrics.jsonl.gz and pool.json, the last pool; of main runs with
-the first seed also the first and the last samples.  The same run gives the same bytes, wherever it
+Of each finished run: config.yaml, metrics.jsonl.gz, pool.json (the last pool) and active.json (the
+ids of the prompts in use after each fast round); of main runs with the first seed also the first
+and the last samples.  The same run gives the same bytes, wherever it
 was made; paths of the machine do not get in.
 """
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +51,8 @@ def finished(root: Path) -> Iterator[Path]:
 
 
 def _keep(folder: Path, root: Path, kept: Path) -> None:
-    kept.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
     config = _anywhere(load_file(folder / "config.yaml"), folder, root)
     (kept / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     metrics = (folder / "metrics.jsonl").read_bytes()
@@ -57,6 +60,8 @@ def _keep(folder: Path, root: Path, kept: Path) -> None:
     pools = by_step(folder / "pool", ".json")
     if pools:
         (kept / "pool.json").write_bytes(pools[-1].read_bytes())
+        active = {path.stem: json.loads(path.read_text("utf-8"))["active"] for path in pools}
+        (kept / "active.json").write_text(json.dumps(active) + "\n", encoding="utf-8")
     samples = by_step(folder / "samples", ".jsonl")
     if samples and folder.parent.name == "main" and folder.name.endswith(".seed0"):
         (kept / "samples").mkdir(exist_ok=True)

@@ -157,7 +157,7 @@ def test_plasticity_by_origin_kind_and_match(claims: Derive) -> None:
     assert found["fst_minus_rl"]["seeds"] == 2
 
 
-def test_gain_and_forgetting_in_a_stream(claims: Derive) -> None:
+def test_what_a_stage_brings_and_what_is_kept_of_it(claims: Derive) -> None:
     stages = [{"name": name, "options": {}, "steps": 30} for name in "ab"]
     settings = {"task": {"name": "stream", "options": {"stages": stages}}}
 
@@ -175,10 +175,10 @@ def test_gain_and_forgetting_in_a_stream(claims: Derive) -> None:
     assert (second["task"], second["start"], second["end"]) == ("b", 30, 60)
     assert first["gain"]["rl"]["mean"] == pytest.approx(0.4)
     assert first["gain_percent"]["rl"]["mean"] == pytest.approx(50)  # of 0.1 to 0.9
-    assert first["forgetting"]["rl"]["mean"] == pytest.approx(-0.3)
-    assert first["forgetting"]["fst_minus_rl"]["mean"] == pytest.approx(0.2)
+    assert first["kept"]["rl"]["mean"] == pytest.approx(-0.3)
+    assert first["kept"]["fst_minus_rl"]["mean"] == pytest.approx(0.2)
     assert second["gain"]["fst_minus_rl"]["mean"] == pytest.approx(0.4)
-    assert second["forgetting"]["rl"]["mean"] is None  # nothing comes after the last stage
+    assert second["kept"]["rl"]["mean"] is None  # nothing comes after the last stage
     assert found["fst_minus_rl"]["mean"] == pytest.approx(0.4)
 
 
