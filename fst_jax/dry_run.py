@@ -56,7 +56,7 @@ def describe(config: Config, inputs: Inputs) -> str:
         *(f"  {name:<40}{size / 2**30:9.2f} GiB" for name, size in copies.items()),
         f"  {'sum':<40}{sum(copies.values()) / 2**30:9.2f} GiB",
         "",
-        "programs to compile, once for each length that occurs (32, 48, 64, 96, 128, …):",
+        "programs to compile, once for each length that occurs, of a short list:",
         f"  sampling for groups (n = {each})"
         + (", for fast rounds (n = 1)" if config.fast.enabled else "")
         + " and for evaluation",
