@@ -147,7 +147,8 @@ class FastSettings:
     )
     metric_calls: int = setting(
         960,
-        "Budget of a fast round in rollouts (paper tab.); re-scoring carried prompts is counted apart.",
+        "Budget of a fast round in rollouts (paper tab.: 960); re-scoring carried prompts is "
+        "counted apart.",
     )
     minibatch: int = setting(
         8, "Rollouts under the parent that a proposal learns from (open in the paper; ours)."
