@@ -24,7 +24,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 # which takes RL longest, above all where the poor strategy is paid every fourth time.
 STEPS: Mapping[str, tuple[int, int]] = {
     "star_graph": (396, 264),
-    "code_output": (240, 96),
+    "code_output": (240, 240),
     "two_hop": (240, 240),
 }
 

@@ -84,6 +84,7 @@ def test_a_real_run_can_be_recorded(finished: Path, tmp_path: Path) -> None:
     assert record(tmp_path / "root", tmp_path / "kept") == 1
     kept = tmp_path / "kept/main/star_graph.fst.seed0"
     assert sorted(path.name for path in kept.iterdir()) == [
+        "active.json",
         "config.yaml",
         "metrics.jsonl.gz",
         "pool.json",
@@ -91,6 +92,7 @@ def test_a_real_run_can_be_recorded(finished: Path, tmp_path: Path) -> None:
     ]
     newest = max((folder / "pool").glob("*.json"), key=lambda path: int(path.stem))
     assert (kept / "pool.json").read_bytes() == newest.read_bytes()
+    assert read(kept).active() == read(folder).active() != []
     assert (
         gzip.decompress((kept / "metrics.jsonl.gz").read_bytes())
         == (folder / "metrics.jsonl").read_bytes()
