@@ -4,6 +4,7 @@ A verdict is a rule, not an opinion: a claim holds where the whole 95 % interval
 paper's side of no effect, is contradicted where it lies on the other side, and is open otherwise.
 """
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,11 @@ def markdown(claims: Mapping[str, Any]) -> str:
         f"| {row.claim} | {row.where} | {row.paper} | {row.figure} | {row.seeds} | {row.verdict} |"
         for row in table
     ]
-    lines += ["", *(f"- {row.claim}, {row.where}: {row.note}." for row in table if row.note)]
+    lines.append("")
+    for row in table:
+        if row.note:
+            note = f"- {row.claim}, {row.where}: {row.note}."
+            lines += textwrap.wrap(note, 100, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines).rstrip() + "\n"
 
 
