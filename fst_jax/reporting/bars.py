@@ -4,7 +4,6 @@ Bars and points are means over seeds, whiskers 95 % intervals (Student's t).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ from fst_jax.reporting.style import (
     below,
     whisker,
 )
-from fst_jax.reporting.variants import by_variant, settings_of
+from fst_jax.reporting.variants import by_variant
 
 _WHISKERS = "Whiskers are 95 % intervals over seeds."
 _ERROR = {"capsize": 2, "elinewidth": 1}
@@ -96,13 +95,15 @@ def reflectors(runs: Sequence[Run]) -> Iterator[Figure]:
 def _forest(runs: Sequence[Run], group: str, title: str, what: str) -> Iterator[Figure]:
     def panel(task: str) -> Callable[[Axes], None]:
         rows = [
-            (arm, name, mean_interval([final(run) for run in of_variant]).to_json())
+            (arm, name, [final(run) for run in of_variant])
             for arm in ARMS
             for name, of_variant in by_variant(runs, group, task, arm).items()
         ]
 
         def draw(axes: Axes) -> None:
-            for place, (arm, _, estimate) in enumerate(reversed(rows)):
+            for place, (arm, _, finals) in enumerate(reversed(rows)):
+                estimate = mean_interval(finals).to_json()
+                axes.plot(finals, [place] * len(finals), ".", color=COLOURS[arm], alpha=0.4)
                 axes.errorbar(
                     estimate["mean"],
                     place,
@@ -115,6 +116,7 @@ def _forest(runs: Sequence[Run], group: str, title: str, what: str) -> Iterator[
             labels = [f"{NAMES[arm]}, {_spaced(name)}" for arm, name, _ in reversed(rows)]
             axes.set_yticks(range(len(rows)), labels, fontsize=7.5)
             axes.set_ylim(-0.6, len(rows) - 0.4)
+            axes.set_xlim(0, 1)
             k = chosen(runs, group, task)[0].evaluations[0].k
             axes.set_xlabel(f"held-out accuracy, mean@{k}")
 
@@ -126,7 +128,8 @@ def _forest(runs: Sequence[Run], group: str, title: str, what: str) -> Iterator[
             group,
             title,
             f"Final held-out accuracy (mean of the last two evaluations) with {what}; the default "
-            f"is the main run of the same seeds, cut to the same length. {_WHISKERS}",
+            "is the main run of the same seeds, cut to the same length. Dots are seeds. "
+            f"{_WHISKERS}",
             panels,
         )
 
@@ -163,39 +166,10 @@ def fewshot(runs: Sequence[Run]) -> Iterator[Figure]:
 
 
 def sweep(runs: Sequence[Run]) -> Iterator[Figure]:
-    """Final accuracy against the learning rate, a line for each KL coefficient."""
-
-    def panel(task: str, arm: str) -> Callable[[Axes], None]:
-        def draw(axes: Axes) -> None:
-            by_kl: dict[float, list[tuple[float, Any]]] = {}
-            for of_setting in by_variant(runs, "sweep", task, arm).values():
-                rate, kl = settings_of(of_setting[0])
-                estimate = mean_interval([final(run) for run in of_setting])
-                by_kl.setdefault(kl, []).append((rate, estimate))
-            for style, kl in zip(cycle(("-", ":", "--", "-.")), sorted(by_kl), strict=False):
-                rows = sorted(by_kl[kl], key=lambda row: row[0])
-                _points(axes, rows, arm, f"KL coefficient {kl:g}", style)
-            axes.set_xscale("log")
-            axes.set_xlabel("learning rate")
-            accuracy_axis(axes, chosen(runs, "sweep", task, arm)[0].evaluations[0].k)
-            below(axes)
-
-        return draw
-
-    panels = [
-        Panel(f"{pretty(task)}: {NAMES[arm]}", panel(task, arm))
-        for task in tasks_of(runs, "sweep")
-        for arm in ARMS
-        if chosen(runs, "sweep", task, arm)
-    ]
-    if panels:
-        yield Figure(
-            "sweep",
-            "Learning rate and KL coefficient",
-            "Final held-out accuracy (mean of the last two evaluations) by learning rate and KL "
-            f"coefficient, each arm with its own sweep. {_WHISKERS}",
-            panels,
-        )
+    """Learning rates and KL coefficients, one changed at a time."""
+    yield from _forest(
+        runs, "sweep", "Learning rate and KL coefficient", "one setting changed at a time"
+    )
 
 
 def costs(runs: Sequence[Run]) -> Iterator[Figure]:
@@ -261,9 +235,7 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
         )
 
 
-def _points(
-    axes: Axes, rows: Sequence[tuple[float, Any]], arm: str, label: str, style: str = "-"
-) -> None:
+def _points(axes: Axes, rows: Sequence[tuple[float, Any]], arm: str, label: str) -> None:
     """Means with whiskers at x, joined by a line."""
     if not rows:
         return
@@ -272,7 +244,6 @@ def _points(
     axes.plot(
         x,
         [estimate["mean"] for estimate in estimates],
-        style,
         marker=MARKERS[arm],
         color=COLOURS[arm],
         label=label,
