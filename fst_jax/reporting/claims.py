@@ -118,8 +118,9 @@ def seed_prompt_in_use(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
     """How often FST had the seed prompt in use: the share of its fast rounds, by seed."""
     shares = {}
     for run in chosen(runs, "main", task, "fst", ""):
-        pools, active = run.pools(), run.active()
-        seeds = {p["id"] for p in (pools[-1]["prompts"] if pools else []) if p["origin"] == "seed"}
+        newest, active = run.newest_pool(), run.active()
+        prompts = newest["prompts"] if newest else []
+        seeds = {prompt["id"] for prompt in prompts if prompt["origin"] == "seed"}
         if active and seeds:
             used = sum(bool(seeds & set(ids)) for ids in active)
             shares[str(run.seed)] = rounded(used / len(active))

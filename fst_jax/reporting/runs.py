@@ -119,8 +119,12 @@ class Run:
 
     def pools(self) -> list[dict[str, Any]]:
         """Every recorded pool file, oldest first."""
-        paths = by_step(self.path / "pool", ".json")
-        return [_json(path) for path in paths or [self.path / "pool.json"] if path.is_file()]
+        return [_json(path) for path in self._pool_files()]
+
+    def newest_pool(self) -> dict[str, Any] | None:
+        """The last recorded pool file alone; None if there is none."""
+        files = self._pool_files()
+        return _json(files[-1]) if files else None
 
     def active(self) -> list[list[str]]:
         """Ids of the prompts in use after each fast round, oldest first."""
@@ -129,6 +133,10 @@ class Run:
             by_round = _json(path)
             return [by_round[step] for step in sorted(by_round, key=int)]
         return [pool["active"] for pool in self.pools()]
+
+    def _pool_files(self) -> list[Path]:
+        paths = by_step(self.path / "pool", ".json") or [self.path / "pool.json"]
+        return [path for path in paths if path.is_file()]
 
     def samples(self, step: int) -> list[dict[str, Any]]:
         """The rollouts recorded at a step, of training and of evaluations; [] if none are."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fst_jax.reporting.claims import QUADRANTS
 from fst_jax.reporting.curves import pretty
 
 _EFFICIENCY = "3.0× CodeIO and HoVer, 1.4× math"
@@ -76,7 +77,7 @@ def markdown(claims: Mapping[str, Any]) -> str:
 
 def points(value: float) -> str:
     """A difference of accuracies, in points."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return scale(100 * value)
 
 
 def percent(value: float) -> str:
@@ -175,7 +176,7 @@ def _continual(entry: Mapping[str, Any]) -> Iterator[Row]:
 
 def _quadrants(task: str, entry: Mapping[str, Any]) -> Row:
     """Four means and no verdict: the paper shows where the gain lives, without a figure."""
-    names = ("base_seed", "base_pool", "trained_seed", "trained_pool")
+    names = [f"{weights}_{context}" for weights, context in QUADRANTS]
     figures = [percent(entry[name]["mean"]) if name in entry else "–" for name in names]
     claim = "Base weights: seed prompt, evolved; trained weights: seed prompt, evolved"
     seeds = max(found["seeds"] for found in entry.values())

@@ -80,17 +80,11 @@ def best_settings(runs: Sequence[Run], task: str) -> dict[str, Any]:
                 for name, of_variant in variants.items()
             }
             name = max(means, key=lambda name: means[name])
-            rate, kl = settings_of(variants[name][0])
+            slow = variants[name][0].config["slow"]
             result[arm] = {
                 "variant": name,
-                "learning_rate": rate,
-                "kl_coefficient": kl,
+                "learning_rate": float(slow["learning_rate"]),
+                "kl_coefficient": float(slow["kl_coefficient"]),
                 "final": rounded(means[name]),
             }
     return result
-
-
-def settings_of(run: Run) -> tuple[float, float]:
-    """(learning rate, KL coefficient) of a run's config."""
-    slow = run.config["slow"]
-    return float(slow["learning_rate"]), float(slow["kl_coefficient"])

@@ -2,8 +2,8 @@
 
 Of each finished run: config.yaml, metrics.jsonl.gz, pool.json (the last pool) and active.json (the
 ids of the prompts in use after each fast round); of main runs with the first seed also the first
-and the last samples.  The same run gives the same bytes, wherever it
-was made; paths of the machine do not get in.
+and the last samples.  The same run gives the same bytes, wherever it was made; paths of the machine
+do not get in.
 """
 
 import gzip
@@ -64,7 +64,7 @@ def _keep(folder: Path, root: Path, kept: Path) -> None:
         (kept / "active.json").write_text(json.dumps(active) + "\n", encoding="utf-8")
     samples = by_step(folder / "samples", ".jsonl")
     if samples and folder.parent.name == "main" and folder.name.endswith(".seed0"):
-        (kept / "samples").mkdir(exist_ok=True)
+        (kept / "samples").mkdir()
         for path in (samples[0], samples[-1]):
             (kept / "samples" / path.name).write_bytes(path.read_bytes())
 
