@@ -199,7 +199,8 @@ def test_recorded_claims_come_out_of_recorded_runs() -> None:
             for i, pair in enumerate(zip(recorded, derived, strict=True)):
                 same(*pair, f"{place}[{i}]")
         elif isinstance(recorded, float):
-            assert math.isclose(recorded, derived, rel_tol=0, abs_tol=1e-9), place
+            # Recorded to six decimals, of which machines may round the last differently.
+            assert math.isclose(recorded, derived, rel_tol=0, abs_tol=2e-6), place
         else:
             assert recorded == derived, place
 

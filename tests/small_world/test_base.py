@@ -18,8 +18,11 @@ from fst_jax.small_world.questions import KINDS
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
-    """A base model of two steps a stage."""
+    """Base models of one narrow layer, trained for two steps a stage."""
+    usual = base.architecture
+    narrow = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "architecture", lambda vocabulary: usual(vocabulary) | narrow)
         for name in ("CHAIN_STEPS", "SINGLE_STEPS", "FULL_STEPS"):
             patch.setattr(base, name, 2)
         for name in ("SKILLED", "RIGHT", "OBEDIENT", "LEAST_OBEDIENT", "VERY_RIGHT"):
