@@ -16,6 +16,19 @@ _EFFICIENCY = "3.0× CodeIO and HoVer, 1.4× math"
 _CEILING = "+4.4 CodeIO, +2.8 math, +7.7 HoVer, in points"
 _DRIFT = "up to 70 % lower"
 
+# Variants of FST by name: how they are called, and how much worse the paper finds them on CodeIO
+# than K = 8, T = 6 with a baseline per problem, or, for the baseline, than K = 2.
+_ABLATIONS = {
+    "population=1": ("K = 1", "−1.7"),
+    "population=2": ("K = 2", "−2.2"),
+    "population=8": ("K = 8", ""),
+    "cycle_steps=3": ("T = 3", ""),
+    "cycle_steps=12": ("T = 12", "−1.7"),
+    "baseline=prompt": ("a baseline per prompt", "−1.3"),
+    "anchors=12": ("12 anchors", ""),
+    "anchors=48": ("48 anchors", ""),
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -54,6 +67,10 @@ def rows(claims: Mapping[str, Any]) -> Iterator[Row]:
                        entry["fst_minus_prompt"], 0, points)  # fmt: skip
     for task, entry in claims.get("signal", {}).items():
         yield from _signal(pretty(task), entry)
+    for task, entry in claims.get("ablations", {}).items():
+        yield from _ablations(pretty(task), entry)
+    for task, entry in claims.get("fewshot", {}).items():
+        yield from _fewshot(pretty(task), entry)
 
 
 def markdown(claims: Mapping[str, Any]) -> str:
@@ -203,3 +220,28 @@ def _signal(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
         seeds,
         "one seed" if seeds == 1 else judged,
     )
+
+
+def _ablations(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
+    """FST with one setting changed, minus FST; the paper says of some that they are worse."""
+    for name, (label, paper) in _ABLATIONS.items():
+        found = entry.get("fst", {}).get(name, {}).get("minus_default")
+        if not found:
+            continue
+        claim = f"FST with {label} minus FST"
+        if paper:
+            worse = {"holds": "contradicted", "contradicted": "holds"}
+            judged = verdict(found, 0)
+            seeds, judged = found["seeds"], worse.get(judged, judged)
+            yield Row(claim, task, paper, shown(found, points), seeds, judged)
+        else:
+            yield _said(claim, task, found, points)
+
+
+def _fewshot(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
+    for name, found in entry.get("fst", {}).items():
+        count = name.removeprefix("train_size=")
+        for arm, label in (("rl", "RL"), ("prompt", "prompt evolution alone")):
+            if count != name and f"minus_{arm}" in found:
+                claim = f"With {count} training problems: FST minus {label}"
+                yield _row(claim, task, "not said", found[f"minus_{arm}"], 0, points)

@@ -46,19 +46,28 @@ def natural(name: str) -> tuple[Any, ...]:
 
 
 def variant_claims(runs: Sequence[Run], group: str, task: str) -> dict[str, Any]:
-    """By arm and variant: final accuracy, mean of the curve, final minus the default's."""
+    """By arm and variant: final accuracy, mean of the curve, final minus the default's.
+
+    FST also has its final accuracy minus that of each other arm under the same variant.
+    """
     result: dict[str, Any] = {}
+    finals: dict[tuple[str, str], dict[int, float]] = {}  # by arm and variant, then by seed
     for arm in ARMS:
         variants = by_variant(runs, group, task, arm)
-        default = {run.seed: final(run) for run in variants.get(DEFAULT, [])}
         for name, of_variant in variants.items():
+            own = finals[arm, name] = {run.seed: final(run) for run in of_variant}
             entry = {
-                "final": mean_interval([final(run) for run in of_variant]).to_json(),
+                "final": mean_interval(list(own.values())).to_json(),
                 "area": mean_interval([curve_area(run) for run in of_variant]).to_json(),
             }
-            differences = [final(r) - default[r.seed] for r in of_variant if r.seed in default]
-            if name != DEFAULT and differences:
-                entry["minus_default"] = mean_interval(differences).to_json()
+            others = {"default": (arm, DEFAULT)} if name != DEFAULT else {}
+            if arm == "fst":
+                others |= {other: (other, name) for other in ARMS if other != arm}
+            for label, other in others.items():
+                theirs = finals.get(other, {})
+                differences = [own[seed] - theirs[seed] for seed in own if seed in theirs]
+                if differences:
+                    entry[f"minus_{label}"] = mean_interval(differences).to_json()
             result.setdefault(arm, {})[name] = entry
     return result
 

@@ -10,6 +10,7 @@ import pytest
 
 from fst_jax.reporting.claims import derive
 from fst_jax.reporting.runs import Run, find, read_all
+from fst_jax.reporting.table import rows
 from fst_jax.reporting.variants import natural
 from tests.reporting.synthetic import Curve, Plan, flat, write_run
 
@@ -191,6 +192,26 @@ def test_variants_beside_the_default_of_the_same_length(claims: Derive) -> None:
     assert default["mean"] == pytest.approx((0.24 + 0.3) / 2) and default["seeds"] == 2
     assert found["default"]["area"]["mean"] == pytest.approx(0.15)
     assert found["population=1"]["minus_default"]["mean"] == pytest.approx(0.2 - 0.27)
+
+
+def test_ablations_and_few_problems_in_the_table(claims: Derive) -> None:
+    """An ablation that the paper finds worse holds where it is worse; arms are paired by seed."""
+    found = claims(
+        seeds("main/t.fst", lambda k: Plan("fst", own=flat(0.6)), 3)
+        | seeds("ablations/t.fst.population=1", lambda k: Plan("fst", own=flat(0.4 - k / 100)), 3)
+        | seeds("ablations/t.fst.cycle_steps=12", lambda k: Plan("fst", own=flat(0.7 + k / 99)), 3)
+        | seeds("ablations/t.fst.anchors=12", lambda k: Plan("fst", own=flat(0.7)), 3)
+        | seeds("fewshot/t.fst.train_size=8", lambda k: Plan("fst", own=flat(0.5 + k / 10)), 3)
+        | seeds("fewshot/t.rl.train_size=8", lambda k: Plan("rl", own=flat(0.2 + k / 10)), 3)
+    )
+    entry = found["fewshot"]["t"]["fst"]["train_size=8"]
+    assert entry["minus_rl"]["mean"] == pytest.approx(0.3) and entry["minus_rl"]["seeds"] == 3
+    assert "minus_prompt" not in entry
+    verdicts = {row.claim: row.verdict for row in rows(found)}
+    assert verdicts["FST with K = 1 minus FST"] == "holds"
+    assert verdicts["FST with T = 12 minus FST"] == "contradicted"
+    assert verdicts["FST with 12 anchors minus FST"] == ""
+    assert verdicts["With 8 training problems: FST minus RL"] == "holds"
 
 
 def test_the_best_setting_of_a_sweep(claims: Derive) -> None:
