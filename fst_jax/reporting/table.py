@@ -47,6 +47,7 @@ def rows(claims: Mapping[str, Any]) -> Iterator[Row]:
     """The table's lines, in the order of the paper."""
     for task, entry in claims.get("sample_efficiency", {}).items():
         yield from _efficiency(pretty(task), entry)
+        yield from _efficiency(f"{pretty(task)}, with reuse", entry.get("fst_reuse", {}))
     for task, entry in claims.get("ceiling", {}).items():
         where = pretty(task)
         yield _row("Higher at the end: FST minus RL", where, _CEILING, entry["observed"], 0, points)
@@ -161,7 +162,8 @@ def _efficiency(task: str, entry: Mapping[str, Any]) -> Iterator[Row]:
                 "which count with what RL needed / FST's budget, at most 1"
             )
         yield _row(claim, task, paper, found, 1, times, note)
-    yield _said("… RL's gain in its last quarter", task, entry["rl_flatness"], points)
+    if "rl_flatness" in entry:
+        yield _said("… RL's gain in its last quarter", task, entry["rl_flatness"], points)
 
 
 def _plasticity(entry: Mapping[str, Any]) -> Iterator[Row]:
