@@ -19,10 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fst_jax.config import SlowSettings
+from fst_jax.config import ParallelSettings, SlowSettings
 from fst_jax.models.folder import resolve
 from fst_jax.models.huggingface import load_model
-from fst_jax.rollout import sampler
+from fst_jax.parallel.mesh import make_mesh
+from fst_jax.rollout.engine import Request
+from fst_jax.rollout.local import LocalEngine
+from fst_jax.rollout.sampler import Choice, choose
 from fst_jax.slow.learner import micro_batch_loss
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Sample, pack
@@ -81,18 +84,21 @@ def main() -> None:
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, completions, per_batch))
     alone = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, 1, len(samples)))
 
-    def prompts(limit: int) -> sampler.Prompts:
-        column = partial(np.full, count)
-        return sampler.Prompts(
-            tokens(count, 64), column(CONTEXT), column(limit), column(1.0, np.float32),
-            column(0.95, np.float32), column(0), np.full((count, 4), sampler.NO_TOKEN),
-            np.arange(count, dtype=np.int32),
-        )  # fmt: skip
+    engine = LocalEngine(model, make_mesh(ParallelSettings()), count * n)
+    asked = [tuple(tokens(CONTEXT).tolist()) for _ in range(count)]
 
-    def generate(params: Any, limit: int) -> sampler.Samples:
-        return sampler.generate(
-            params, prompts(limit), graphdef=graphdef, samples=n, max_new=new, truncated=False
+    def generate(limit: int) -> list[Any]:
+        engine.batcher.flush()
+        return engine.generate(
+            [Request(ids, n, limit, seed=seed) for seed, ids in enumerate(asked)]
         )
+
+    def choice() -> Choice:
+        column = partial(np.full, (count, n))
+        return Choice(
+            column(1.0, np.float32), column(0.95, np.float32), column(0), column(0.0, np.float32),
+            np.arange(count * n, dtype=np.int32).reshape(count, n), column(0),
+        )  # fmt: skip
 
     settings = SlowSettings()
     scores = jax.jit(lambda p, r: score_tokens(nnx.merge(graphdef, p), r, settings.head_chunk))
@@ -107,13 +113,14 @@ def main() -> None:
     shape = f"{alone.tokens.shape[0]} rows of {alone.tokens.shape[1]} tokens"
     measure("loss and gradient, a row each", shape, gradient, params, params, alone)
     shape = f"{count} prompts of 64 tokens"
-    measure("prefill and 1 token", shape, generate, params, 1)
+    measure("prefill and 1 token", shape, generate, 1)
     shape = f"{count * n} samples"
-    measure(f"prefill and {new} tokens", shape, generate, params, new)
+    measure(f"prefill and {new} tokens", shape, generate, new)
+    step = np.full((count, n), 3)
     for truncated in (False, True):
-        draw = jax.jit(partial(sampler.sample, truncated=truncated))
+        draw = jax.jit(partial(choose, truncated=truncated))
         name = "draw a token, top-p" if truncated else "draw a token, full support"
-        measure(name, shape, draw, logits, prompts(new), jnp.int32(3))
+        measure(name, shape, draw, logits, choice(), step)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ install_import_hook(
         "fst_jax.models.decoder",
         "fst_jax.models.rope",
         "fst_jax.rollout.sampler",
+        "fst_jax.rollout.slots",
         "fst_jax.slow",
     ],
     "beartype.beartype",

@@ -6,20 +6,26 @@ temperature travels with the completion, so that the learner can recompute the
 same quantity: log_softmax(logits / temperature).
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import jax
 import numpy as np
+
+from fst_jax.errors import ConfigError
+
+_STRIDE = 0x9E3779B1  # odd, so that a request's seeds are distinct; 2^32 over the golden ratio
 
 
 @dataclass(frozen=True)
 class Request:
     """One context to continue `n` times; 0 is allowed and costs nothing.
 
-    `top_p` = 1 and `top_k` = 0 sample from the full support, which training
+    `top_p` = 1, `top_k` = 0 and `min_p` = 0 sample from the full support, which training
     requires: a truncated distribution biases the importance ratio.
-    Sample i of a request depends on (`seed`, i) alone, not on what else is in
+    Sample i of a request depends on `sample_seeds[i]` alone, not on what else is in
     the batch.
     """
 
@@ -29,8 +35,14 @@ class Request:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+
+    @property
+    def sample_seeds(self) -> tuple[int, ...]:
+        """A seed in [0, 2^31) for each sample: one number, which any served model takes."""
+        return tuple((self.seed + i * _STRIDE) % 2**31 for i in range(self.n))
 
 
 @dataclass(frozen=True)
@@ -70,3 +82,24 @@ class Engine(Protocol):
     def update_weights(self, params: Any, version: int) -> None:
         """Serve `params` from now on; every later completion carries `version`."""
         ...
+
+
+def same_arrays(old: Any, new: Any) -> bool:
+    """Whether two trees of parameters are the very same arrays, which needs no look at them."""
+    leaves = jax.tree.leaves(old), jax.tree.leaves(new)
+    return len(leaves[0]) == len(leaves[1]) and all(map(operator.is_, *leaves))
+
+
+def check_fits(requests: Sequence[Request], max_context: int) -> None:
+    """Check that prompts and completions fit the model's context.
+
+    Raises:
+      ConfigError: one does not; says what to lower.
+    """
+    for request in requests:
+        if len(request.prompt_ids) + request.max_new_tokens > max_context:
+            raise ConfigError(
+                f"a prompt of {len(request.prompt_ids)} tokens and a completion of up to "
+                f"{request.max_new_tokens} exceed the model's context of {max_context}: "
+                "lower rollout.max_new_tokens or rollout.max_prompt_tokens"
+            )

@@ -9,16 +9,17 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+from fst_jax.compiles import compiles
 from fst_jax.errors import ConfigError
 from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.local import LocalEngine
-from fst_jax.rollout.sampler import generate
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Sample, pack
 from tests.slow import tiny
 
 STOPS = (3, 17, 18, 40, 41, 42)  # enough for early stops
 NEVER = (90, 91, 92, 93, 94, 95)  # as many, outside the vocabulary
+WEIGHTS = nnx.split(tiny.model())[1]
 PROMPTS = [(5, 9, 2), (7,), tuple(range(20)), (1, 2, 3, 4, 5, 6, 7, 8, 9)]
 
 
@@ -61,15 +62,16 @@ def samples_of(asked: list[Request], groups: list[list[Completion]]) -> list[Sam
     ]
 
 
-def learner_gap(engine: LocalEngine, params: nnx.State, asked: list[Request]) -> np.ndarray:
+def learner_gap(family: str, asked: list[Request]) -> np.ndarray:
     """|sampler's − learner's log-probability| of every sampled token."""
-    groups = engine.generate(asked)
+    graphdef, params = nnx.split(tiny.model(family))
+    groups = engine_of(family).generate(asked)
     batch = pack(samples_of(asked, groups), per_row=2, micro_batch_rows=8)
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
 
     @jax.jit
     def score(params, rows):
-        return score_tokens(nnx.merge(engine.graphdef, params), rows, head_chunk=64).logprob
+        return score_tokens(nnx.merge(graphdef, params), rows, head_chunk=64).logprob
 
     gap = np.abs(score(params, rows) - rows.behaviour)[batch.token_weight[0] > 0]
     assert len(gap) == sum(len(c.ids) for group in groups for c in group)
@@ -78,14 +80,13 @@ def learner_gap(engine: LocalEngine, params: nnx.State, asked: list[Request]) ->
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_the_learner_finds_the_samplers_logprobs(family):
-    params = nnx.split(tiny.model(family))[1]
-    assert learner_gap(engine_of(family), params, requests()).max() < 1e-4
+    assert learner_gap(family, requests()).max() < 1e-4
 
 
 def test_completions_end_as_they_say(engine):
     """Logprobs by the float64 model; a stop id ends a completion and is part of it."""
     asked = requests()
-    weights = tiny.weights(engine.params)
+    weights = tiny.weights(WEIGHTS)
     reasons = set()
     for request, group in zip(asked, engine.generate(asked), strict=True):
         assert len(group) == request.n
@@ -113,7 +114,7 @@ def test_completions_end_as_they_say(engine):
 
 def test_greedy_equals_a_full_recomputation(engine):
     asked = requests(temperature=0.0, n=4)
-    weights = tiny.weights(engine.params)
+    weights = tiny.weights(WEIGHTS)
     for request, group in zip(asked, engine.generate(asked), strict=True):
         tokens = list(request.prompt_ids)
         while len(tokens) < len(request.prompt_ids) + request.max_new_tokens:
@@ -158,15 +159,15 @@ def test_limits_and_stops_are_each_requests_own(engine):
             assert completion.finish_reason == ("stop" if ends else "length")
 
 
-def test_top_k_and_top_p_choose_among_the_likeliest(engine):
+def test_truncation_chooses_among_the_likeliest(engine):
     greedy = ids(engine.generate(requests(temperature=0.0)))
     assert ids(engine.generate(requests(top_k=1, temperature=1.0))) == greedy
-    weights = tiny.weights(engine.params)
+    weights = tiny.weights(WEIGHTS)
     asked = [
         dataclasses.replace(request, **truncation)
         for request, truncation in zip(
             requests(temperature=1.0, stop_ids=NEVER),
-            [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 5, "top_p": 0.8}, {}],
+            [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 5, "min_p": 0.2}, {}],
             strict=True,
         )
     ]
@@ -180,6 +181,7 @@ def test_top_k_and_top_p_choose_among_the_likeliest(engine):
                 assert likelier.sum(axis=-1).max() < request.top_k
             mass = np.sum(np.exp(every) * likelier, axis=-1)
             assert request.top_p == 1 or mass.max() < request.top_p
+            assert (chosen - every.max(axis=-1)).min() > np.log(request.min_p or 1e-9) - 1e-5
             np.testing.assert_allclose(completion.logprobs, chosen, atol=1e-4)
     # A request of full support is not touched by its neighbours.
     assert ids(groups[3:]) == ids(engine.generate(requests(temperature=1.0, stop_ids=NEVER)))[3:]
@@ -192,7 +194,7 @@ def test_first_tokens_follow_the_model(engine):
     asked = [dataclasses.replace(request, seed=seed) for seed in range(draws // request.n)]
     tokens = [c.ids[0] for group in engine.generate(asked) for c in group]
     counts = np.bincount(tokens, minlength=tiny.VOCABULARY)
-    weights = tiny.weights(engine.params)
+    weights = tiny.weights(WEIGHTS)
     exact = tiny.predictions(weights, tiny.config(), prompt, np.zeros(1, int), 2.0)
     expected = np.exp(exact[0]) * draws
     assert expected.min() > 5
@@ -201,7 +203,8 @@ def test_first_tokens_follow_the_model(engine):
 
 def test_nothing_is_compiled_after_warm_up(engine):
     engine.generate(requests())
-    warm = generate._cache_size()
+    others = tiny.perturbed(WEIGHTS, 0, 0.1)
+    warm = compiles()
     for length in (1, 2, 30, 32):
         prompts = [tuple(range(length)), (1, 2), (3,)]
         engine.generate(
@@ -212,10 +215,10 @@ def test_nothing_is_compiled_after_warm_up(engine):
                 for p in prompts
             ]
         )
-    engine.update_weights(tiny.perturbed(engine.params, 0, 0.0), version=1)
+    engine.update_weights(others, version=1)
     engine.generate(requests())
-    engine.update_weights(nnx.split(tiny.model())[1], version=0)
-    assert generate._cache_size() == warm
+    engine.update_weights(WEIGHTS, version=0)
+    assert compiles() == warm
 
 
 def test_a_request_that_does_not_fit_is_refused(engine):

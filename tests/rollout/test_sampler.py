@@ -91,13 +91,16 @@ KEEP = jax.jit(keep_top)
     st.lists(st.integers(-8, 3), min_size=17, max_size=17),
     st.sampled_from([0.01, 0.31, 0.577, 0.9001, 0.9777, 1.0]),
     st.integers(0, 20),
+    st.sampled_from([0.0, 0.011, 0.3, 1.0]),
 )
-def test_top_k_and_top_p_against_the_definition_with_ties(values, p, k):
+def test_truncation_against_the_definition_with_ties(values, p, k, least):
     logits = np.array(values, np.float32) * np.float32(0.7)
     logprobs = jnp.asarray(jax.nn.log_softmax(jnp.asarray(logits)))[None, None]
-    allowed = np.asarray(KEEP(logprobs, jnp.array([p]), jnp.array([k])))[0, 0]
+    options = (jnp.full((1, 1), value) for value in (p, k, least))
+    allowed = np.asarray(KEEP(logprobs, *options))[0, 0]
     kept = np.isfinite(allowed)
-    np.testing.assert_array_equal(kept, kept_by_oracle(logits, p, k))
+    likely = np.exp(logits.astype(np.float64) - logits.max()) >= least
+    np.testing.assert_array_equal(kept, kept_by_oracle(logits, p, k) & likely)
     np.testing.assert_array_equal(allowed[kept], np.asarray(logprobs)[0, 0][kept])
     assert kept[logits.argmax()]
 
@@ -106,7 +109,8 @@ def test_full_support_survives_beside_a_truncated_request():
     """Rounding in the cumulative mass must not cut the tail of a request with top_p = 1."""
     rng = np.random.default_rng(0)
     logprobs = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(64, 1, 5000)) * 4, jnp.float32))
-    top_p = jnp.where(jnp.arange(64) % 2, 1.0, 0.9)
-    allowed = np.asarray(KEEP(logprobs, top_p, jnp.zeros(64, jnp.int32)))
+    top_p = jnp.where(jnp.arange(64) % 2, 1.0, 0.9)[:, None]
+    zeros = jnp.zeros((64, 1))
+    allowed = np.asarray(KEEP(logprobs, top_p, zeros.astype(jnp.int32), zeros))
     assert np.isfinite(allowed[1::2]).all()
     assert np.isinf(allowed[::2]).any(axis=-1).all()

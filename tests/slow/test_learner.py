@@ -334,7 +334,7 @@ def test_bfloat16_samples_and_steps():
     own = nnx.merge(graphdef, jax.tree.map(jnp.copy, base))
     learner = Learner(own, SETTINGS, tiny.one_device())
     engine = LocalEngine(tiny.model(dtype="bfloat16"), learner.mesh, batch_size=2 * G)
-    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(engine.params))
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(engine.batcher.params))
     rewards = np.random.default_rng(0).random((len(CONTEXTS), G))
     metrics = learner.step(labelled(sampled(engine, 0), rewards))
     assert metrics["nonfinite_steps"] == 0 and np.isfinite(list(metrics.values())).all()
