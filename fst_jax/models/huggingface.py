@@ -39,6 +39,7 @@ _MODULES = {
     "layers/mlp/up": "model.layers.{}.mlp.up_proj",
     "layers/mlp/down": "model.layers.{}.mlp.down_proj",
 }
+Place = Callable[[str, np.ndarray], jax.Array]  # a parameter's path and value, onto devices
 _MAX_SHARD_BYTES = 5 * 10**9  # what transformers writes by default
 
 
@@ -55,7 +56,7 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike | None = None,
     remat: bool = False,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    place: Place | None = None,
 ) -> Decoder:
     """The decoder of a local folder, read one parameter at a time.
 
