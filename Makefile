@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL := models/SmolLM2-135M-Instruct
 WHEELS := models/.wheels
+SGLANG := $(WHEELS)/.sglang-0.5.23
+PARALLEL := --numprocesses auto --dist loadfile
 EXPERIMENTS := efficiency ceiling drift quadrants signal plasticity continual ablations fewshot \
   reflector sweep
 REPRODUCE := $(BIN)/python -m fst_jax.reproduce
 
 .PHONY: help setup models demo demo-llm reproduce $(EXPERIMENTS:%=reproduce-%) tiny-base \
-  test test-all lint format clean
+  test test-all test-sglang lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,11 +53,21 @@ $(EXPERIMENTS:%=reproduce-%): reproduce-%: setup
 tiny-base: setup ## Train the base model of the small world anew
 	$(BIN)/python -m fst_jax.small_world.base
 
-test: setup models ## Run the tests that take seconds
-	$(BIN)/python -m pytest
+# Its schemas are what the server's answers are compared with; nothing of it is installed.
+$(SGLANG): | $(INSTALLED)
+	@mkdir -p $(WHEELS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --python-version 3.11 --platform manylinux_2_34_x86_64 --dest $(WHEELS) sglang==0.5.23
+	@touch $@
 
-test-all: setup models ## Run every test, those that take minutes too
-	$(BIN)/python -m pytest -m "slow or not slow"
+test: setup models $(SGLANG) ## Run the tests that take seconds
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-all: setup models $(SGLANG) ## Run every test, those that take minutes too
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+
+test-sglang: setup ## Run the client's tests against a real sglang-jax server (Python 3.12)
+	launch/sglang_test.sh
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .

@@ -64,8 +64,35 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    engine: Literal["local"] = setting(
-        "local", "Who samples: local is the in-process sampler (ours)."
+    engine: Literal["local", "sglang"] = setting(
+        "local",
+        "Who samples: local is the in-process sampler (ours); sglang asks the servers of "
+        "rollout.url, be they SGLang or python -m fst_jax.serve.",
+    )
+    url: str = setting(
+        "http://127.0.0.1:30000",
+        "Address of the model server; several, with commas between, share the work (ours: SGLang's "
+        "usual port).",
+    )
+    weights_dir: str | None = setting(
+        None,
+        "Folder through which servers get new weights, which they must see under the same path; "
+        "null: weights/ in the run's folder.",
+    )
+    api_key_env: str = setting(
+        "FST_JAX_API_KEY", "Environment variable that holds the servers' key, if they need one."
+    )
+    timeout_s: float = setting(600.0, "Seconds to wait for one answer of a server (ours).")
+    patience_s: float = setting(
+        600.0,
+        "Seconds for which a server may be down or answer badly before the run stops; it can then "
+        "be resumed (ours: enough to start one anew).",
+    )
+    max_mismatch: float = setting(
+        0.1,
+        "Mean difference, in nats, between the server's and the learner's log-probabilities of the "
+        "same tokens above which the run stops (ours: bfloat16 gives hundredths, a stale cache "
+        "more than one).",
     )
     group_size: int = setting(8, "G, rollouts per problem and step, over all prompts (paper §4).")
     problems_per_step: int = setting(32, "Problems per step (paper §4: 32; math 64).")
@@ -295,6 +322,12 @@ class Config:
             "name",
             "must be a plain folder name of letters, digits and any of '_-.+=@', at most 100 long",
         )
+        for url in self.rollout.url.split(","):
+            require(
+                self.rollout.engine == "local" or url.strip().startswith(("http://", "https://")),
+                "rollout.url",
+                f"must begin with http:// or https://, not {url.strip()!r}",
+            )
         if self.fast.enabled:
             require(
                 self.fast.reflector != "lm" or self.fast.lm_url.startswith(("http://", "https://")),
@@ -356,6 +389,9 @@ _MINIMA = {
 }
 _POSITIVE = (
     "rollout.temperature",
+    "rollout.timeout_s",
+    "rollout.patience_s",
+    "rollout.max_mismatch",
     "slow.learning_rate",
     "sft.learning_rate",
     "slow.max_grad_norm",

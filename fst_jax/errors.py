@@ -25,5 +25,9 @@ class ReflectionError(UserError):
     """The reflection model cannot be reached or refuses every request."""
 
 
+class EngineError(UserError):
+    """A served model cannot be reached, refuses what is asked, or answers what cannot be true."""
+
+
 class RunError(UserError):
     """A run folder cannot be used: it belongs to another config, is damaged or not writable."""

@@ -23,7 +23,7 @@ from flax import nnx
 from fst_jax.config import Config
 from fst_jax.fast.pool import Pool
 from fst_jax.parallel.sharding import whole_shards
-from fst_jax.parts import Inputs, load_weights, make_actor, read_inputs
+from fst_jax.parts import Inputs, load_weights, make_actor, make_parity, read_inputs
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder, by_step
 from fst_jax.settings import command, load
@@ -125,6 +125,7 @@ def main(arguments: list[str]) -> None:
     run = RunFolder.of(config)
     base = load_weights(config, inputs)
     actor = make_actor(config, inputs, base)
+    parity = make_parity(config, inputs, actor, base)
     weights = {"base": nnx.state(base)}
     if not run.config.is_file():
         print(f"no run in {run.path}: evaluating the model alone")
@@ -139,6 +140,8 @@ def main(arguments: list[str]) -> None:
     for version, (name, params) in enumerate(weights.items()):
         for context, prompts in contexts.items():
             actor.engine.update_weights(params, version)
+            if parity:
+                parity(params)
             for values, _ in evaluator(params, prompts):
                 values = {"weights": name, "context": context, **values}
                 tracker.log("eval", pool.step if pool else 0, values)

@@ -4,29 +4,37 @@ Commands share this: `train` and `evaluate` differ in what they do with the
 parts, not in how they come to be.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from fst_jax.config import Config
-from fst_jax.errors import ConfigError, ModelError, UserError
+from fst_jax.errors import ConfigError, EngineError, ModelError, UserError
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
-from fst_jax.models.huggingface import load_model
+from fst_jax.models.huggingface import load_model, save_model
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import spec
+from fst_jax.parallel.sharding import spec, whole_shards
 from fst_jax.rollout.chat import Chat
+from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.local import LocalEngine
+from fst_jax.rollout.parity import SAMPLES, TOKENS, Parity
 from fst_jax.rollout.rollouts import Actor
+from fst_jax.rollout.sglang import SGLangEngine
+from fst_jax.run_folder import RunFolder
 from fst_jax.slow.learner import Learner
+from fst_jax.slow.logprobs import mean_gap
+from fst_jax.slow.packing import Sample, pack
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Task
@@ -141,8 +149,66 @@ def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> 
 
 
 def make_actor(config: Config, inputs: Inputs, model: Decoder) -> Actor:
-    """The policy at work."""
-    return Actor(LocalEngine(model, inputs.mesh, config.rollout.batch_size), inputs.exam)
+    """The policy at work.
+
+    Raises:
+      EngineError: a server cannot be reached, or cannot take the weights that will be trained.
+    """
+    settings = config.rollout
+    if settings.engine == "local":
+        return Actor(LocalEngine(model, inputs.mesh, settings.batch_size), inputs.exam)
+    weights = settings.weights_dir or RunFolder.of(config).path / "weights"
+    engine = SGLangEngine(
+        settings.url.split(","),
+        lambda folder, params: save_model(folder, params, inputs.model, inputs.folder),
+        Path(weights),
+        max_context=inputs.model.max_position_embeddings,
+        batch_size=settings.batch_size,
+        timeout_s=settings.timeout_s,
+        patience_s=settings.patience_s,
+        api_key=os.environ.get(settings.api_key_env),
+    )
+    if config.slow.enabled and not engine.capabilities.update_weights:
+        raise EngineError(
+            f"a server of {settings.url} serves fixed weights, for rollouts and evaluation only: "
+            "set slow.enabled to false, or choose another server"
+        )
+    return Actor(engine, inputs.exam)
+
+
+def make_parity(config: Config, inputs: Inputs, actor: Actor, model: Decoder) -> Parity | None:
+    """The check of a served model against the learner, or None where they are one."""
+    if config.rollout.engine == "local":
+        return None
+    graphdef, exam = nnx.graphdef(model), inputs.exam
+    problems = stages_of(exam.task)[0].train
+    tried = [problems[i] for i in range(min(len(problems), TRIED_PROBLEMS))]
+    asked = [
+        Request(
+            prompt_ids=tuple(exam.context(problem, exam.task.seed_prompt)),
+            max_new_tokens=min(TOKENS, config.rollout.max_new_tokens),
+            temperature=config.rollout.temperature,
+            stop_ids=exam.chat.stop_ids,
+            seed=seed,
+        )
+        for seed, problem in enumerate(tried[:SAMPLES])
+    ]
+
+    def gap(params: Any, asked: Sequence[Request], answers: Sequence[Completion]) -> float:
+        samples = [
+            Sample(a.prompt_ids, c.ids, c.logprobs, c.temperature, 0, 0.0, False)
+            for a, c in zip(asked, answers, strict=True)
+        ]
+        rows = whole_shards(config.slow.micro_batch_rows, inputs.mesh)
+        return mean_gap(
+            params,
+            pack(samples, 1, rows),
+            graphdef=graphdef,
+            mesh=inputs.mesh,
+            head_chunk=config.slow.head_chunk,
+        )
+
+    return Parity(actor.engine, asked, gap, config.rollout.max_mismatch)
 
 
 def make_learner(config: Config, inputs: Inputs, model: Decoder) -> Learner | None:

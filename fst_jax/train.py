@@ -30,8 +30,9 @@ from fst_jax.fast.reuse import Leftovers
 from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
 from fst_jax.journal import Journal, Progress
-from fst_jax.parts import load_weights, make_actor, make_learner, read_inputs
+from fst_jax.parts import load_weights, make_actor, make_learner, make_parity, read_inputs
 from fst_jax.rollout.exam import Exam
+from fst_jax.rollout.parity import Parity
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
@@ -51,6 +52,7 @@ def train(config: Config) -> None:
     learner = make_learner(config, inputs, model)  # θ
     base = learner.reference if learner else nnx.state(model)  # θ0
     actor = make_actor(config, inputs, model)  # y ~ π_θ(·|x,φ) and r(x,y)
+    parity = make_parity(config, inputs, actor, model)
     reflector = reflector_for(config.fast, exam.chat.count)  # π_ref
     validator = Validator(exam.chat.count, exam.chat.control_tokens, config.fast.max_prompt_tokens)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
@@ -63,7 +65,7 @@ def train(config: Config) -> None:
 
     def held_out(params: Any, name: str, context: str) -> None:
         prompts = [exam.task.seed_prompt] if context == "seed" else texts(progress.pool)
-        actor.engine.update_weights(params, progress.step)
+        sync(actor, parity, params, progress.step)
         for values, shown in evaluator(params, prompts):
             journal.evaluation({"weights": name, "context": context, **values}, shown)
         actor.take_spent()
@@ -79,7 +81,7 @@ def train(config: Config) -> None:
             held_out(base, "base", "seed")
         while progress.step < config.train.steps and not stop.requested:
             step, evolve_s = progress.step, 0.0
-            sync_s = sync(actor, weights(), step)
+            sync_s = sync(actor, parity, weights(), step)
 
             if config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps):
                 anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
@@ -97,6 +99,7 @@ def train(config: Config) -> None:
                 groups = sample_groups(config, actor, order.minibatch(step), progress, step)
                 start = time.monotonic()
                 metrics = slow_step(config, learner, groups)  # one CISPO step on θ
+                metrics |= {"sync_mismatch": parity.last} if parity else {}
                 seconds = {"train": time.monotonic() - start, "sync": sync_s, "evolve": evolve_s}
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
             if due(progress.step, config.checkpoint.export_every):
@@ -125,10 +128,16 @@ def problem_order(config: Config, exam: Exam) -> StagedOrder:
     return StagedOrder(orders, [stage.steps for stage in stages])
 
 
-def sync(actor: Actor, params: Any, version: int) -> float:
-    """Serve the newest θ; returns the seconds that it took."""
+def sync(actor: Actor, parity: Parity | None, params: Any, version: int) -> float:
+    """Serve the newest θ, and see that a served model agrees; returns the seconds that it took.
+
+    Raises:
+      EngineError: a server does not, or cannot be reached.
+    """
     start = time.monotonic()
     actor.engine.update_weights(params, version)
+    if parity:
+        parity(params)
     return time.monotonic() - start
 
 

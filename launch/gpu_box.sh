@@ -13,11 +13,8 @@ usage() {
   exit 2
 }
 
-dry_run=false
-if [[ "${1:-}" == --dry-run ]]; then
-  dry_run=true
-  shift
-fi
+# shellcheck source=launch/common.sh
+source launch/common.sh
 [[ $# -ge 1 && "$1" != -* ]] || usage
 config="$1"
 shift
@@ -25,15 +22,6 @@ if [[ ! -f "$config" ]]; then
   echo "error: no config file $config (paths are relative to $PWD)" >&2
   exit 2
 fi
-
-do_or_print() {
-  if "$dry_run"; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 
 if ! "$dry_run" && ! nvidia-smi >/dev/null 2>&1; then
   echo "error: nvidia-smi finds no GPU; on a CPU use 'make demo'" >&2

@@ -6,15 +6,19 @@ head's memory is chunk × vocabulary, forward and backward.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from fst_jax.models.attention import attention
 from fst_jax.models.decoder import Decoder
+from fst_jax.parallel.sharding import batch_sharding
 from fst_jax.slow.packing import Batch
 
 
@@ -59,6 +63,23 @@ def score_tokens(model: Decoder, rows: Batch, head_chunk: int) -> TokenScores:
     tokens = (completion_states(model, rows), rows.target.reshape(-1), rows.temperature.reshape(-1))
     scored = in_chunks(per_token, tokens, head_chunk)
     return TokenScores(*(x.reshape(rows.target.shape) for x in scored))
+
+
+def mean_gap(params: Any, batch: Batch, *, graphdef: Any, mesh: Mesh, head_chunk: int) -> float:
+    """Mean |behaviour log-probability - log-probability under `params`| over a batch, in nats."""
+    placed = jax.device_put(batch, batch_sharding(mesh, axis=1))
+    return float(_mean_gap(params, placed, graphdef=graphdef, head_chunk=head_chunk))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "head_chunk"))
+def _mean_gap(params: Any, batch: Batch, *, graphdef: Any, head_chunk: int) -> Array:
+    model: Decoder = nnx.merge(graphdef, params)
+
+    def micro_batch(total: Array, rows: Batch) -> tuple[Array, None]:
+        gap = jnp.abs(score_tokens(model, rows, head_chunk).logprob - rows.behaviour)
+        return total + jnp.sum(rows.token_weight * gap), None
+
+    return jax.lax.scan(micro_batch, jnp.zeros((), jnp.float32), batch)[0]
 
 
 def in_chunks(per_token: Callable[..., Any], tokens: tuple[Array, ...], chunk: int) -> Any:
