@@ -28,7 +28,8 @@ from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder, by_step
 from fst_jax.settings import command, load
 from fst_jax.slow.drift import drift
-from fst_jax.slow.packing import Sample, completions_per_row, pack
+from fst_jax.slow.groups import unlabelled
+from fst_jax.slow.packing import completions_per_row, pack
 from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Problem
 from fst_jax.tracking import ConsoleTracker
@@ -91,7 +92,7 @@ class Evaluator:
         )
         measured = [rollout for group in groups for rollout in group][:DRIFT_ROLLOUTS]
         batch = pack(
-            [_unlabelled(rollout) for rollout in measured],
+            [unlabelled(rollout.context_ids, rollout.completion) for rollout in measured],
             per_row,
             whole_shards(self._config.slow.micro_batch_rows, self._mesh),
         )
@@ -111,11 +112,6 @@ class Evaluator:
             ),
         }
         return values, [group[0] for group in groups[: SHOWN_PROBLEMS * spread : spread]]
-
-
-def _unlabelled(rollout: Rollout) -> Sample:
-    done = rollout.completion
-    return Sample(rollout.context_ids, done.ids, done.logprobs, done.temperature, 0, 0.0, False)
 
 
 def main(arguments: list[str]) -> None:

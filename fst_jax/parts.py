@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from fst_jax.config import Config
 from fst_jax.errors import ConfigError, EngineError, ModelError, UserError
@@ -23,7 +21,7 @@ from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model, save_model
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import spec, whole_shards
+from fst_jax.parallel.sharding import placer, whole_shards
 from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.exam import Exam
@@ -32,9 +30,10 @@ from fst_jax.rollout.parity import SAMPLES, TOKENS, Parity
 from fst_jax.rollout.rollouts import Actor
 from fst_jax.rollout.sglang import SGLangEngine
 from fst_jax.run_folder import RunFolder
+from fst_jax.slow.groups import unlabelled
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.logprobs import mean_gap
-from fst_jax.slow.packing import Sample, pack
+from fst_jax.slow.packing import pack
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Task
@@ -135,16 +134,12 @@ def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> 
     `folder` names other weights of the same architecture: a run's export.
     """
 
-    def place(path: str, value: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(inputs.mesh, spec(path, value.shape, inputs.mesh))
-        return jax.device_put(value, sharding)
-
     return load_model(
         folder or resolve(config.model.path),
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.float32,
         remat=config.model.remat,
-        place=place,
+        place=placer(inputs.mesh),
     )
 
 
@@ -195,10 +190,8 @@ def make_parity(config: Config, inputs: Inputs, actor: Actor, model: Decoder) ->
     ]
 
     def gap(params: Any, asked: Sequence[Request], answers: Sequence[Completion]) -> float:
-        samples = [
-            Sample(a.prompt_ids, c.ids, c.logprobs, c.temperature, 0, 0.0, False)
-            for a, c in zip(asked, answers, strict=True)
-        ]
+        pairs = zip(asked, answers, strict=True)
+        samples = [unlabelled(request.prompt_ids, answer) for request, answer in pairs]
         rows = whole_shards(config.slow.micro_batch_rows, inputs.mesh)
         return mean_gap(
             params,

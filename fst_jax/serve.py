@@ -18,18 +18,15 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import uvicorn
-from jax.sharding import NamedSharding
 
 from fst_jax.config import ParallelSettings
 from fst_jax.errors import ConfigError
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import spec
+from fst_jax.parallel.sharding import placer
 from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.server.app import application
@@ -75,9 +72,7 @@ async def serve(options: argparse.Namespace) -> None:
     config, dtype = load_config(folder), jnp.dtype(options.dtype)
     mesh = make_mesh(ParallelSettings({"fsdp": 1, "tensor": options.tensor, "data": -1}))
 
-    def place(path: str, value: np.ndarray) -> jax.Array:
-        return jax.device_put(value, NamedSharding(mesh, spec(path, value.shape, mesh)))
-
+    place = placer(mesh)
     model = load_model(folder, dtype=dtype, param_dtype=dtype, place=place)
     chat = Chat(load_tokenizer(folder), stop_ids=stop_ids(folder))
     longest = min(options.context_length or 1 << 30, config.max_position_embeddings)

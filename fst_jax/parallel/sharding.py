@@ -8,9 +8,11 @@ their parameters at the end of their own and are split alike.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
@@ -68,6 +70,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: NamedSharding(mesh, spec(path_of(keys), leaf.shape, mesh)), tree
+    )
+
+
+def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+    """Puts the parameter of a path onto the mesh by its rule."""
+    return lambda path, value: jax.device_put(
+        value, NamedSharding(mesh, spec(path, value.shape, mesh))
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fst_jax.config import SlowSettings
+from fst_jax.rollout.engine import Completion
 from fst_jax.rollout.rollouts import Rollout
 from fst_jax.slow.advantages import group_advantages
 from fst_jax.slow.packing import Sample
@@ -41,6 +42,13 @@ def samples_of(groups: Sequence[Sequence[Rollout]], settings: SlowSettings) -> l
         )
         for (p, rollout), advantage, has_variance in zip(flat, advantages, valid, strict=True)
     ]
+
+
+def unlabelled(context_ids: tuple[int, ...], completion: Completion) -> Sample:
+    """A completion that is measured, not learned from."""
+    return Sample(
+        context_ids, completion.ids, completion.logprobs, completion.temperature, 0, 0.0, False
+    )
 
 
 def group_metrics(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
