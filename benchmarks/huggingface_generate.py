@@ -12,7 +12,8 @@ model = AutoModelForCausalLM.from_pretrained(work["folder"], dtype=torch.float32
 prompts = torch.tensor(work["prompts"])
 options = {
     "max_new_tokens": work["new"], "min_new_tokens": work["new"], "do_sample": True,
-    "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": 0,
+    "num_return_sequences": work["n"], "top_k": 0, "top_p": 1.0, "temperature": 1.0,
+    "pad_token_id": 0,
 }  # fmt: skip
 seconds = []
 with torch.inference_mode():

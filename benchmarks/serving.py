@@ -3,19 +3,29 @@
     .venv/bin/python benchmarks/serving.py [--model models/SmolLM2-135M-Instruct] [--new 32]
 
 Every figure is the better of two runs after one that compiles.  `--huggingface PYTHON` names a
-Python with torch and transformers, whose `generate` then does the same work in its own process.
+Python with torch and transformers, whose `generate` then does the same work in its own process;
+`--llama-cpp PYTHON --gguf FILE` one with llama-cpp-python, and the model as it reads it.
+
+The limit is the time that the matrix products alone would take at the speed of this machine, both
+measured in the same process: prefill at the rate of large products, and each step of decoding at
+that rate or at the rate at which the weights can be read, whichever is slower.  Attention is left
+out of it.
 """
 
 import argparse
 import json
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from fst_jax.config import ParallelSettings
+from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import resolve
 from fst_jax.models.huggingface import load_model
 from fst_jax.parallel.mesh import make_mesh
@@ -59,36 +69,95 @@ def seconds(batcher: Batcher, asked: list[Request], limits: list[int] | None = N
     return min(runs[1:])
 
 
+def fastest(function: Callable[[], jax.Array], runs: int = 5) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        function().block_until_ready()
+        return time.perf_counter() - start
+
+    return min([once() for _ in range(runs + 1)][1:])
+
+
+def machine(dtype: jnp.dtype) -> tuple[float, float]:
+    """FLOP/s of a large matrix product, and bytes/s of reading a large array."""
+    size = 2048
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    large = jnp.ones(1 << 28, jnp.float32)
+    reading = jax.jit(jnp.sum)
+    return (
+        2.0 * size**3 / fastest(lambda: product(a, a)),
+        large.nbytes / fastest(lambda: reading(large)),
+    )
+
+
+def limit(
+    model: Decoder, prefilled: int, samples: int, steps: int, peak: float, bandwidth: float
+) -> float:
+    """Seconds that the matrix products of this work take at least."""
+    layers = sum(x.size for x in jax.tree.leaves(nnx.state(model.layers)))
+    every = layers + model.embedding[...].size
+    step = max(2.0 * samples * every / peak, every * model.dtype.itemsize / bandwidth)
+    return 2.0 * prefilled * layers / peak + steps * step
+
+
+def elsewhere(python: str | None, script: str, work: dict) -> float:
+    """Seconds that another library takes; NaN if it is not to be asked."""
+    if not python:
+        return float("nan")
+    path = Path(__file__).with_name(script)
+    done = subprocess.run(
+        [python, path], input=json.dumps(work), capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def by_batch(
+    model: Decoder, folder: Path, cases: Sequence[tuple[int, ...]], options: argparse.Namespace
+) -> None:
+    """The table of (problems, samples of each)."""
+    mesh, vocabulary = make_mesh(ParallelSettings()), model.config.vocab_size
+    peak, bandwidth = machine(model.dtype)
+    print(f"large products {peak / 1e9:.0f} GFLOP/s, reading {bandwidth / 1e9:.0f} GB/s\n")
+    print("| problems × samples | tokens/s | first tokens, s | of the limit | "
+          "Hugging Face, tokens/s | ratio | llama.cpp, tokens/s | ratio |")  # fmt: skip
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for problems, n in cases:
+        asked, count = requests(vocabulary, problems, options.new, n), problems * n
+        batcher = Batcher(model, mesh, count)
+        whole, first = seconds(batcher, asked)
+        bound = limit(model, batcher.work.prefilled, count, options.new, peak, bandwidth)
+        prompts = [list(request.prompt_ids) for request in asked]
+        work = {"folder": str(folder), "gguf": options.gguf, "threads": options.threads}
+        work |= {"prompts": prompts, "n": n, "new": options.new}
+        huggingface = elsewhere(options.huggingface, "huggingface_generate.py", work)
+        llama = elsewhere(options.llama_cpp, "llama_cpp_generate.py", work)
+        tokens = count * options.new
+        print(f"| {problems} × {n} | {tokens / whole:.0f} | {first:.2f} | {bound / whole:.0%} | "
+              f"{tokens / huggingface:.0f} | {huggingface / whole:.2f} | "
+              f"{tokens / llama:.0f} | {llama / whole:.2f} |", flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--new", type=int, default=32, help="tokens of a sample")
-    parser.add_argument("--batches", default="1,8,32", help="numbers of samples")
+    parser.add_argument(
+        "--cases", default="1x1,8x1,32x1,4x8,1x32", help="problems x samples of each, with commas"
+    )
     parser.add_argument("--system", type=int, default=1000, help="tokens of the shared prompt")
     parser.add_argument("--huggingface", help="a Python with torch and transformers")
+    parser.add_argument("--llama-cpp", help="a Python with llama-cpp-python")
+    parser.add_argument("--gguf", help="the model as a GGUF file, for llama.cpp")
+    parser.add_argument("--threads", type=int, default=2, help="of llama.cpp")
     options = parser.parse_args()
     folder = resolve(options.model)
     model = load_model(folder, dtype=jnp.dtype(options.dtype))
+    cases = [tuple(map(int, case.split("x"))) for case in options.cases.split(",")]
+    by_batch(model, folder, cases, options)
+
     vocabulary, mesh = model.config.vocab_size, make_mesh(ParallelSettings())
-
-    print("| samples | tokens/s | until all have a token, s | Hugging Face, tokens/s | ratio |")
-    print("|--:|--:|--:|--:|--:|")
-    for count in map(int, options.batches.split(",")):
-        asked = requests(vocabulary, count, options.new)
-        whole, first = seconds(Batcher(model, mesh, count), asked)
-        ours, theirs = count * options.new / whole, float("nan")
-        if options.huggingface:
-            script = Path(__file__).with_name("huggingface_generate.py")
-            work = {"folder": str(folder), "new": options.new}
-            work["prompts"] = [list(request.prompt_ids) for request in asked]
-            done = subprocess.run(
-                [options.huggingface, script], input=json.dumps(work),
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            theirs = count * options.new / float(done.stdout)
-        print(f"| {count} | {ours:.0f} | {first:.2f} | {theirs:.0f} | {ours / theirs:.2f} |")
-
     limits = [options.new // 4] * 7 + [2 * options.new]
     asked = requests(vocabulary, 64, 1)
     varied = [limits[i % 8] for i in range(64)]

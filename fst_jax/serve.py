@@ -55,8 +55,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal closes the door, the second one ends everything."""
         if self._service.closing:
-            self.should_exit = self.force_exit = True
-            return
+            # The engine's thread may be inside a program, which nothing can interrupt.
+            print(f"stopped; {self._service.open} answers were cut off", flush=True)
+            os._exit(128 + sig)
         print("finishing what is under way; the same signal again stops at once", flush=True)
         self._service.close()
 

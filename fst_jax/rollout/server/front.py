@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -103,37 +103,51 @@ class Front:
         self.folder = Path(path)
 
 
+class Grown(NamedTuple):
+    """An answer that has grown or ended, and its place among those of all streams."""
+
+    place: int
+    stream: Stream
+    answer: Answer
+
+
 class Merged:
     """Several streams as one; begins to follow them at once, so that none is left unfollowed."""
 
     def __init__(self, service: Service, streams: Sequence[Stream]) -> None:
-        self._changes: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
-        self._tasks = [
-            asyncio.create_task(self._follow(service, number, stream))
-            for number, stream in enumerate(streams)
-        ]
+        self._changes: asyncio.Queue[Grown | None] = asyncio.Queue()
+        self._tasks = []
+        places = 0
+        for stream in streams:
+            self._tasks.append(asyncio.create_task(self._follow(service, stream, places)))
+            places += len(stream.answers)
 
-    async def _follow(self, service: Service, number: int, stream: Stream) -> None:
+    async def _follow(self, service: Service, stream: Stream, first: int) -> None:
         try:
             async for index in service.follow(stream):
-                self._changes.put_nowait((number, index))
+                self._changes.put_nowait(Grown(first + index, stream, stream.answers[index]))
         finally:
             self._changes.put_nowait(None)
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, int]]:
-        """(number of the stream, index of its answer) of each change; the last of those at hand.
+    async def __aiter__(self) -> AsyncIterator[Grown]:
+        """Every answer that grew by its stream's interval, or ended; the last of those at hand.
 
         Whoever leaves early aborts the samples.
         """
         left = len(self._tasks)
+        told: dict[int, int] = {}  # tokens of the answer in each place
         try:
             while left:
                 waiting = [await self._changes.get()]
                 while not self._changes.empty():
                     waiting.append(self._changes.get_nowait())
                 left -= waiting.count(None)
-                for change in dict.fromkeys(change for change in waiting if change):
-                    yield change
+                for place, grown in {grown.place: grown for grown in waiting if grown}.items():
+                    tokens = len(grown.answer.ids)
+                    enough = tokens - told.get(place, 0) >= grown.stream.prompt.interval
+                    if enough or grown.answer.finish:
+                        told[place] = tokens
+                        yield grown
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from fst_jax import __version__
 from fst_jax.errors import UserError
-from fst_jax.rollout.server.answers import text_of
+from fst_jax.rollout.server.answers import Transcript, text_of
 from fst_jax.rollout.server.front import Front, Merged, answer_all, dump, sse
 from fst_jax.rollout.server.questions import BadRequest, Generate, SamplingParams, parse
 from fst_jax.rollout.server.service import Answer, Stream, Unavailable
@@ -89,24 +89,26 @@ class Native:
         if body.stream:
             return sse(self._events(streams, Merged(self._service, streams), listed))
         await answer_all(request, self._service, streams)
-        shown = [self._shown(stream, answer) for stream in streams for answer in stream.answers]
+        shown = [
+            self._shown(stream, answer, text_of(self._front.tokenizer, stream.prompt, answer))
+            for stream in streams
+            for answer in stream.answers
+        ]
         return JSONResponse(shown if listed else shown[0])
 
     async def _events(
         self, streams: list[Stream], changes: Merged, listed: bool
     ) -> AsyncIterator[str]:
         """Each event holds a sample from its beginning, as SGLang's do."""
-        sizes = [len(stream.answers) for stream in streams]
-        firsts = [sum(sizes[:number]) for number in range(len(streams))]
-        async for number, index in changes:
-            stream = streams[number]
-            shown = self._shown(stream, stream.answers[index])
+        texts = [Transcript(self._front.tokenizer, s.prompt) for s in streams for _ in s.answers]
+        async for place, stream, answer in changes:
+            shown = self._shown(stream, answer, texts[place].read(answer))
             if listed:
-                shown["index"] = firsts[number] + index
+                shown["index"] = place
             yield dump(shown)
         yield "[DONE]"
 
-    def _shown(self, stream: Stream, answer: Answer) -> dict[str, Any]:
+    def _shown(self, stream: Stream, answer: Answer, text: str) -> dict[str, Any]:
         """A sample in the shape of SGLang's GenerateResponse; in a stream, all so far."""
         prompt, finish = stream.prompt, answer.finish
         reason: dict[str, Any] | None = None
@@ -138,7 +140,6 @@ class Native:
                 [logprob, token, decode([token]) if prompt.token_texts else None]
                 for logprob, token in zip(answer.logprobs, answer.ids, strict=True)
             ]
-        text = text_of(self._front.tokenizer, prompt, answer)
         return {"text": text, "output_ids": list(answer.ids), "meta_info": meta}
 
     async def health(self, request: Request) -> Response:

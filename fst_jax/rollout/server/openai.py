@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fst_jax.rollout.server.answers import text_of
+from fst_jax.rollout.server.answers import Transcript, text_of
 from fst_jax.rollout.server.front import Front, Merged, answer_all, dump, sse
 from fst_jax.rollout.server.questions import ChatCompletion, Completions, TextCompletion, parse
 from fst_jax.rollout.server.service import Answer, Stream
@@ -79,23 +79,20 @@ class OpenAI:
         with_usage: bool,
     ) -> AsyncIterator[str]:
         """Each event holds what came since the last one."""
-        sizes = [len(stream.answers) for stream in streams]
-        firsts = [sum(sizes[:number]) for number in range(len(streams))]
-        sent = {(n, i): (0, 0) for n, size in enumerate(sizes) for i in range(size)}  # text, tokens
+        texts = [Transcript(self._front.tokenizer, s.prompt) for s in streams for _ in s.answers]
+        sent = [(0, 0)] * len(texts)  # characters, tokens
         if chat:
-            for index in range(sum(sizes)):
+            for index in range(len(texts)):
                 delta = {"role": "assistant", "content": ""}
                 choice = {"index": index, "delta": delta, "finish_reason": None}
                 yield dump({**head, "choices": [choice]})
-        async for number, index in changes:
-            stream = streams[number]
-            answer = stream.answers[index]
-            text = text_of(self._front.tokenizer, stream.prompt, answer)
-            shown, tokens = sent[number, index]
+        async for place, stream, answer in changes:
+            text = texts[place].read(answer)
+            shown, tokens = sent[place]
             if len(text) <= shown and not answer.finish:
                 continue
-            sent[number, index] = max(shown, len(text)), len(answer.ids)
-            choice = {"index": firsts[number] + index, "finish_reason": _reason(answer)}
+            sent[place] = max(shown, len(text)), len(answer.ids)
+            choice = {"index": place, "finish_reason": _reason(answer)}
             choice |= {"delta": {"content": text[shown:]}} if chat else {"text": text[shown:]}
             choice["logprobs"] = self._logprobs(stream, answer, tokens, chat)
             yield dump({**head, "choices": [choice]})

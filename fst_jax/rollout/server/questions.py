@@ -32,6 +32,7 @@ class Prompt:
     skip_special: bool = True
     logprobs: bool = False
     token_texts: bool = False
+    interval: int = 1  # tokens between two events of a stream
     name: str = ""  # SGLang's rid
 
 
@@ -291,7 +292,7 @@ class Reader:
         limit = 128 if params.max_new_tokens is None else params.max_new_tokens
         temperature = _or(params.temperature, 1.0)
         top_p, min_p, n = _or(params.top_p, 1.0), _or(params.min_p, 0.0), _or(params.n, 1)
-        top_k = _or(params.top_k, -1)
+        top_k, interval = _or(params.top_k, -1), _or(params.stream_interval, 1)
         for holds, message in (
             (ids, "the prompt must hold at least one token"),
             (
@@ -308,6 +309,7 @@ class Reader:
             (0 < top_p <= 1, f"top_p must be in (0, 1], got {top_p}"),
             (0 <= min_p <= 1, f"min_p must be in [0, 1], got {min_p}"),
             (top_k >= 1 or top_k == -1, f"top_k must be -1 or at least 1, got {top_k}"),
+            (interval >= 1, f"stream_interval must be at least 1, got {interval}"),
             (1 <= n <= self.max_samples, f"n must be in [1, {self.max_samples}], got {n}"),
         ):
             if not holds:
@@ -334,6 +336,7 @@ class Reader:
             skip_special=_or(params.skip_special_tokens, True),
             logprobs=logprobs,
             token_texts=token_texts,
+            interval=interval,
             name=name,
         )
 

@@ -74,6 +74,20 @@ def test_a_paused_server_ends_too(weights):
         assert server.process.wait(30) == 0
 
 
+def test_a_second_signal_ends_at_once(weights):
+    with serving(weights / "first", "--slots", 2) as server:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            asked = body(max_new_tokens=500) | {"stream": True, "input_ids": [[5]] * 60}
+            with client.stream("POST", "/generate", json=asked) as response:
+                lines = response.iter_lines()
+                assert next(lines).startswith("data")
+                server.process.send_signal(signal.SIGTERM)
+                assert "finishing" in server.process.stdout.readline()
+                server.process.send_signal(signal.SIGTERM)
+                assert server.process.wait(10) == 128 + signal.SIGTERM
+        assert server.process.stdout.read() == "stopped; 60 answers were cut off\n"
+
+
 def test_bodies_and_queues_are_bounded(client, served):
     large = client.post("/generate", content=b" " * (1 << 20) + b"{}  ")
     assert large.status_code == 413

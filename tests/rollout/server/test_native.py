@@ -162,6 +162,12 @@ def test_streams_show_the_answer_grow(client):
     with client.stream("POST", "/generate", json=body) as response:
         events = [json.loads(x[6:]) for x in response.iter_lines() if x and "DONE" not in x]
     assert {event["index"] for event in events} == {0, 1, 2, 3}
+    body = {"input_ids": PROMPT, "sampling_params": long(stream_interval=100), "stream": True}
+    with client.stream("POST", "/generate", json=body) as response:
+        events = [json.loads(x[6:]) for x in response.iter_lines() if x and "DONE" not in x]
+    lengths = [0, *(len(event["output_ids"]) for event in events)]
+    assert all(b - a >= 100 for a, b in zip(lengths, lengths[1:-1], strict=False))
+    assert lengths[-1] == 400 and 2 <= len(events) <= 4
 
 
 REFUSED = {
@@ -178,6 +184,7 @@ REFUSED = {
     "top_p": ({"sampling_params": {"top_p": 0}}, "top_p"),
     "top_k": ({"sampling_params": {"top_k": 0}}, "top_k"),
     "min_p": ({"sampling_params": {"min_p": 2}}, "min_p"),
+    "interval": ({"sampling_params": {"stream_interval": 0}}, "stream_interval"),
     "n": ({"sampling_params": {"n": 9}}, "n must be in"),
     "penalty": ({"sampling_params": {"frequency_penalty": 0.5}}, "frequency_penalty"),
     "regex": ({"sampling_params": {"regex": "a+"}}, "regex"),
