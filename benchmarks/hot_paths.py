@@ -70,6 +70,7 @@ def main() -> None:
         resolve(options.model), dtype=jnp.dtype(options.dtype), param_dtype=jnp.float32
     )
     graphdef, params = nnx.split(model)
+    mesh = make_mesh(ParallelSettings())
     rng = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
 
@@ -81,10 +82,10 @@ def main() -> None:
 
     contexts = [tuple(tokens(CONTEXT).tolist()) for _ in range(per_batch)]
     samples = [sample(c, group) for group, c in enumerate(contexts) for _ in range(completions)]
-    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, completions, per_batch))
-    alone = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, 1, len(samples)))
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, completions, per_batch, mesh))
+    alone = jax.tree.map(lambda x: jnp.asarray(x[0]), pack(samples, 1, len(samples), mesh))
 
-    engine = LocalEngine(model, make_mesh(ParallelSettings()), count * n)
+    engine = LocalEngine(model, mesh, count * n)
     asked = [tuple(tokens(CONTEXT).tolist()) for _ in range(count)]
 
     def generate(limit: int) -> list[Any]:
@@ -101,8 +102,9 @@ def main() -> None:
         )  # fmt: skip
 
     settings = SlowSettings()
-    scores = jax.jit(lambda p, r: score_tokens(nnx.merge(graphdef, p), r, settings.head_chunk))
-    loss = partial(micro_batch_loss, graphdef=graphdef, settings=settings)
+    chunk = settings.head_chunk
+    scores = jax.jit(lambda p, r: score_tokens(nnx.merge(graphdef, p), r, chunk, mesh))
+    loss = partial(micro_batch_loss, graphdef=graphdef, settings=settings, mesh=mesh)
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     logits = jax.random.normal(jax.random.key(0), (count, n, vocabulary)) * 3
 

@@ -214,9 +214,9 @@ class FastSettings:
 @dataclass(frozen=True)
 class ParallelSettings:
     mesh: dict[str, int] = setting(
-        {"data": 1, "fsdp": -1, "tensor": 1},
+        {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
         "Devices per mesh axis; one axis may be -1: all that are left (ours: fsdp, since it saves "
-        "memory and needs no divisible heads).",
+        "memory and needs no divisible heads). context splits the tokens of long rows.",
     )
 
 

@@ -22,7 +22,6 @@ from flax import nnx
 
 from fst_jax.config import Config
 from fst_jax.fast.pool import Pool
-from fst_jax.parallel.sharding import whole_shards
 from fst_jax.parts import Inputs, load_weights, make_actor, make_parity, read_inputs
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder, by_step
@@ -94,7 +93,8 @@ class Evaluator:
         batch = pack(
             [unlabelled(rollout.context_ids, rollout.completion) for rollout in measured],
             per_row,
-            whole_shards(self._config.slow.micro_batch_rows, self._mesh),
+            self._config.slow.micro_batch_rows,
+            self._mesh,
         )
         values = {
             "task": task,

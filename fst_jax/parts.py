@@ -21,7 +21,7 @@ from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model, save_model
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import placer, whole_shards
+from fst_jax.parallel.sharding import placer
 from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.exam import Exam
@@ -192,10 +192,9 @@ def make_parity(config: Config, inputs: Inputs, actor: Actor, model: Decoder) ->
     def gap(params: Any, asked: Sequence[Request], answers: Sequence[Completion]) -> float:
         pairs = zip(asked, answers, strict=True)
         samples = [unlabelled(request.prompt_ids, answer) for request, answer in pairs]
-        rows = whole_shards(config.slow.micro_batch_rows, inputs.mesh)
         return mean_gap(
             params,
-            pack(samples, 1, rows),
+            pack(samples, 1, config.slow.micro_batch_rows, inputs.mesh),
             graphdef=graphdef,
             mesh=inputs.mesh,
             head_chunk=config.slow.head_chunk,

@@ -21,7 +21,6 @@ from fst_jax.errors import ConfigError, TaskError
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model, save_model
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import whole_shards
 from fst_jax.rollout.chat import Chat
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
@@ -62,7 +61,7 @@ def fine_tune(config: Config) -> Path:
     )
     optimizer = make_optimizer(settings.optimizer)
     learner = SupervisedLearner(model, optimizer, mesh, config.slow.head_chunk)
-    rows = whole_shards(config.slow.micro_batch_rows, mesh)
+    rows = config.slow.micro_batch_rows
     run.create(config)
     trackers = Trackers([JsonlTracker(run.metrics, 0, 0.0), ConsoleTracker(settings.updates)])
     every = max(1, settings.updates // REPORTS)
@@ -70,9 +69,9 @@ def fine_tune(config: Config) -> Path:
     minibatches = shuffled(learned, settings.batch_size, config.seed)
     for step in range(1, settings.updates + 1):
         rate = settings.learning_rate * min(1.0, step / max(settings.warmup_steps, 1))
-        since.append(float(learner.step(pack(next(minibatches), 1, rows), rate)))
+        since.append(float(learner.step(pack(next(minibatches), 1, rows, mesh), rate)))
         if step % every == 0 or step == settings.updates:
-            held_out_loss = float(learner.loss(pack(held_out, 1, rows)))
+            held_out_loss = float(learner.loss(pack(held_out, 1, rows, mesh)))
             values = {"loss": float(np.mean(since)), "held_out_loss": held_out_loss, "lr": rate}
             trackers.log("sft", step, values)
             since = []

@@ -170,7 +170,9 @@ def slow_step(
         config.rollout.max_new_tokens,
         learner.hidden_size,
     )
-    batch = pack(samples_of(groups, config.slow), per_row, learner.micro_batch_rows)
+    batch = pack(
+        samples_of(groups, config.slow), per_row, config.slow.micro_batch_rows, learner.mesh
+    )
     return group_metrics(groups) | learner.step(batch)
 
 

@@ -1,8 +1,9 @@
-"""The device mesh: axes data, fsdp and tensor.
+"""The device mesh: axes data, fsdp, tensor and context.
 
 `data` replicates the parameters, `fsdp` splits them and the batch, `tensor` splits heads and inner
-dimensions.  All axes are of type Auto: shardings of parameters and batches are given, and XLA
-derives those of everything in between.
+dimensions, `context` splits the tokens of each row.  All axes are of type Auto: shardings of
+parameters, batches and a few activations are given (`sharding.py`), and XLA derives those of
+everything in between.
 """
 
 import math
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from fst_jax.config import ParallelSettings
 from fst_jax.errors import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 
 
 def make_mesh(settings: ParallelSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:

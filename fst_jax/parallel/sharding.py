@@ -1,12 +1,19 @@
-"""How each parameter of the decoder is split over the mesh: one table, path → PartitionSpec.
+"""How every array is split over the mesh: one table, path → PartitionSpec.
 
-The first dimension of everything below `layers` is the stack of layers and is never split.
-`fsdp` splits the dimension that all layers share (the hidden size), `tensor` the one that belongs
-to heads, the inner size or the vocabulary, so that a layer needs one reduction after attention and
-one after the MLP (Shoeybi et al. 2019, arXiv 1909.08053).  Optimiser moments have the paths of
-their parameters at the end of their own and are split alike.
+Parameters.  The first dimension of everything below `layers` is the stack of layers and is never
+split.  `fsdp` splits the dimension that all layers share (the hidden size), `tensor` the one that
+belongs to heads, the inner size or the vocabulary, so that a layer needs one reduction after
+attention and one after the MLP (Shoeybi et al. 2019, arXiv 1909.08053).  The reference has the
+paths of the parameters; optimiser moments have them at the end of their own: both are split alike.
+
+Batches and activations.  Rows go over data and fsdp, the tokens of a row over context: everything
+but attention works on tokens one by one (`models/row_attention.py` for the exception).
+
+Keys and values of the sampler.  Its rows are whole sequences that grow by one token at a time, so
+the context axis serves them as more rows.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +22,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+ROWS = ("data", "fsdp")  # axes that split the rows of a training batch
+SEQUENCES = ("data", "fsdp", "context")  # those that split the sequences being sampled
+
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # Parameters, reference, optimiser
     (r"embedding", PartitionSpec("tensor", "fsdp")),
     (r"head/kernel", PartitionSpec("fsdp", "tensor")),
     (r"layers/attention/(query|key|value)/kernel", PartitionSpec(None, "fsdp", "tensor")),
@@ -30,6 +41,17 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/(input|mlp)_norm/scale", PartitionSpec(None, None)),
     (r"norm/scale", PartitionSpec(None)),
     (r"ns_coeffs", PartitionSpec(None)),  # of the Muon optimiser
+    # Micro-batches [M, R, tokens or targets], and what is computed of one
+    (r"batch/\w+", PartitionSpec(None, ROWS, "context")),
+    (r"activations/(tokens|targets)", PartitionSpec(ROWS, "context")),
+    (r"activations/hidden", PartitionSpec(ROWS, "context", None)),
+    (r"activations/heads", PartitionSpec(ROWS, "context", "tensor", None)),
+    # The sampler: prompts being read, the caches of contexts and slots, their logits
+    (r"sampler/tokens", PartitionSpec(SEQUENCES, None)),
+    (r"sampler/contexts/(keys|values)", PartitionSpec(None, SEQUENCES, "tensor", None, None)),
+    (r"sampler/slots/(keys|values)", PartitionSpec(None, SEQUENCES, None, "tensor", None, None)),
+    (r"sampler/contexts/logits", PartitionSpec(SEQUENCES, None)),
+    (r"sampler/slots/logits", PartitionSpec(SEQUENCES, None, None)),
 )
 _COMPILED = tuple((re.compile(rf"(?:.*/)?(?:{path})"), spec) for path, spec in RULES)
 
@@ -55,11 +77,17 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     for pattern, axes in _COMPILED:
         if pattern.fullmatch(path) and len(axes) == len(shape):
             fitting = (
-                axis if axis and size % mesh.shape[axis] == 0 else None
+                axis if axis and size % shards(mesh, axis) == 0 else None
                 for axis, size in zip(axes, shape, strict=True)
             )
             return PartitionSpec(*fitting)
     raise KeyError(f"no sharding rule for {path} of shape {shape}")
+
+
+def shards(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    """Into how many parts the axes of a mesh split a dimension."""
+    names = (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -80,15 +108,20 @@ def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
     )
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Rows, which are dimension `axis`, over data and fsdp; all other dimensions whole."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp")))
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+    """The sharding of every array [M, R, …] of a batch: rows by shard, tokens by context."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, spec("batch/x", x.shape, mesh)), batch)
 
 
-def whole_shards(rows: int, mesh: Mesh) -> int:
+def constrain(x: jax.Array, path: str, mesh: Mesh) -> jax.Array:
+    """Within a jitted function: `x`, split as the table says for `path`."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(path, x.shape, mesh)))
+
+
+def whole_shards(rows: int, mesh: Mesh, axes: tuple[str, ...] = ROWS) -> int:
     """`rows` rounded up so that every shard of a batch has equally many."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-rows // shards) * shards
+    count = shards(mesh, axes)
+    return -(-rows // count) * count
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import whole_shards
+from fst_jax.parallel.sharding import SEQUENCES, whole_shards
 from fst_jax.rollout.engine import Request
 from fst_jax.rollout.sampler import Choice
 from fst_jax.rollout.slots import Chunk, Grid, Piece, Plan, programs
@@ -188,7 +188,7 @@ class Batcher:
         columns = bucket(max(self._columns(sample, _AHEAD) for sample in samples), per_octave=1)
         grid = self._grid
         width = self._width(bool(live))
-        full = whole_shards(max(1, self._size // width), self._mesh)
+        full = whole_shards(max(1, self._size // width), self._mesh, SEQUENCES)
         demand = sum(-(-len(group) // width) for group in self._waiting.values())
         demand += sum(-(-sum(map(bool, self._samples[row])) // width) for row in live)
         sizes = [size for size in self._sizes(full) if size >= min(demand, full)]
@@ -221,12 +221,13 @@ class Batcher:
         if width == 1 or not all(seated) or 2 * idle < width * self._grid.rows:
             return width
         half = width // 2
-        room = whole_shards(max(1, self._size // half), self._mesh)
+        room = whole_shards(max(1, self._size // half), self._mesh, SEQUENCES)
         return half if sum(-(-count // half) for count in seated) <= room else width
 
     def _sizes(self, full: int) -> list[int]:
         """Numbers of rows to choose from; each is a program to compile."""
-        return sorted({whole_shards(max(1, full // part), self._mesh) for part in (1, 4, 16)})
+        sizes = (max(1, full // part) for part in (1, 4, 16))
+        return sorted({whole_shards(size, self._mesh, SEQUENCES) for size in sizes})
 
     def _rearrange(self, grid: Grid, live: list[int]) -> None:
         """Move what is under way, and as many other contexts as fit, into a grid of this shape."""

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Attend, Decoder
-from fst_jax.parallel.sharding import batch_sharding, replicated, whole_shards
+from fst_jax.parallel.sharding import SEQUENCES, constrain, replicated, shardings, whole_shards
 from fst_jax.rollout.sampler import Choice, choose
 
 _FLOOR = jnp.finfo(jnp.float32).min  # of a score that does not count; -inf could make NaN
@@ -98,16 +98,11 @@ class Programs:
     """The jitted programs of one model on one mesh: `programs` gives them."""
 
     def __init__(self, graphdef: Any, config: ModelConfig, dtype: Any, mesh: Mesh):
-        tensor = mesh.shape["tensor"]
-        heads = "tensor" if config.num_kv_heads % tensor == 0 else None
-        rows = ("data", "fsdp")
-
-        def on(*axes: Any) -> Any:
-            return NamedSharding(mesh, PartitionSpec(*axes))
-
         self._config, self._dtype, self._mesh = config, dtype, mesh
-        self._contexts = Contexts(on(None, rows, heads), on(None, rows, heads), on(rows))
-        self._slots = Slots(on(None, rows, None, heads), on(None, rows, None, heads), on(rows))
+        grid = Grid(whole_shards(1, mesh, SEQUENCES), 1, 1, 1)
+        contexts, slots = jax.eval_shape(partial(self._zeros, grid))
+        placed = shardings({"sampler": {"contexts": contexts, "slots": slots}}, mesh)["sampler"]
+        self._contexts, self._slots = placed["contexts"], placed["slots"]
         whole = replicated(mesh)
         self._empty = jax.jit(
             self._zeros, static_argnames="grid", out_shardings=(self._contexts, self._slots)
@@ -198,10 +193,7 @@ def prefill(
     """
     model: Decoder = nnx.merge(graphdef, params)
     count, length = piece.tokens.shape
-    if whole_shards(count, mesh) == count:
-        piece = piece._replace(
-            tokens=jax.lax.with_sharding_constraint(piece.tokens, batch_sharding(mesh))
-        )
+    piece = piece._replace(tokens=constrain(piece.tokens, "sampler/tokens", mesh))
     index = jnp.arange(length)
     positions = piece.offsets[:, None] + index
     mask = jnp.arange(contexts.keys.shape[-1]) <= positions[..., None]

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from fst_jax.parallel.sharding import batch_sharding
+from fst_jax.parallel.sharding import batch_shardings
 from fst_jax.slow.logprobs import completion_states, in_chunks
 from fst_jax.slow.packing import Batch
 
@@ -29,14 +29,14 @@ def drift(
     Where `params` are the reference itself, the KL is 0 and one forward pass is saved.
     """
     other = None if reference is params else reference
-    placed = jax.device_put(batch, batch_sharding(mesh, axis=1))
-    measured = _drift(params, other, placed, graphdef=graphdef, head_chunk=head_chunk)
+    placed = jax.device_put(batch, batch_shardings(batch, mesh))
+    measured = _drift(params, other, placed, graphdef=graphdef, head_chunk=head_chunk, mesh=mesh)
     return {name: float(value) for name, value in jax.device_get(measured).items()}
 
 
-@partial(jax.jit, static_argnames=("graphdef", "head_chunk"))
+@partial(jax.jit, static_argnames=("graphdef", "head_chunk", "mesh"))
 def _drift(
-    params: Any, reference: Any, batch: Batch, *, graphdef: Any, head_chunk: int
+    params: Any, reference: Any, batch: Batch, *, graphdef: Any, head_chunk: int, mesh: Mesh
 ) -> dict[str, Float[Array, ""]]:
     policies = [nnx.merge(graphdef, held) for held in (params, reference) if held is not None]
 
@@ -50,9 +50,9 @@ def _drift(
         return kl, -jnp.sum(probabilities * logprobs, axis=-1)
 
     def micro_batch(total: tuple[Array, Array], rows: Batch) -> tuple[tuple[Array, Array], None]:
-        states = tuple(completion_states(policy, rows) for policy in policies)
-        kl, entropy = in_chunks(per_token, states, head_chunk)
-        weight = rows.token_weight.reshape(-1)
+        states = tuple(completion_states(policy, rows, mesh) for policy in policies)
+        kl, entropy = in_chunks(per_token, states, head_chunk, mesh)
+        weight = rows.token_weight
         return (total[0] + jnp.sum(weight * kl), total[1] + jnp.sum(weight * entropy)), None
 
     zero = jnp.zeros((), jnp.float32)

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from fst_jax.config import SlowSettings
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import batch_sharding, replicated, shardings, whole_shards
+from fst_jax.parallel.sharding import batch_shardings, replicated, shardings
 from fst_jax.slow import kl
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import OBJECTIVES
@@ -61,11 +61,16 @@ def learning_rate(settings: SlowSettings) -> optax.Schedule:
 
 
 def micro_batch_loss(
-    params: Params, reference: Params, rows: Batch, graphdef: Any, settings: SlowSettings
+    params: Params,
+    reference: Params,
+    rows: Batch,
+    graphdef: Any,
+    settings: SlowSettings,
+    mesh: Mesh,
 ) -> tuple[Float[Array, ""], Metrics]:
     """This micro-batch's share of the loss and of every metric (shares add up)."""
-    scores = score_tokens(nnx.merge(graphdef, params), rows, settings.head_chunk)
-    base = score_tokens(nnx.merge(graphdef, reference), rows, settings.head_chunk)
+    scores = score_tokens(nnx.merge(graphdef, params), rows, settings.head_chunk, mesh)
+    base = score_tokens(nnx.merge(graphdef, reference), rows, settings.head_chunk, mesh)
     policy_loss, tokens = OBJECTIVES[settings.objective](
         scores.logprob, rows.behaviour, rows.advantage, rows.policy_weight, settings.clip_threshold
     )
@@ -103,10 +108,11 @@ def train_step(
     *,
     graphdef: Any,
     settings: SlowSettings,
+    mesh: Mesh,
 ) -> tuple[LearnerState, Metrics]:
     """One update of θ; pure.  `batch` holds all micro-batches (leading axis M)."""
     gradient_of = jax.grad(
-        partial(micro_batch_loss, graphdef=graphdef, settings=settings), has_aux=True
+        partial(micro_batch_loss, graphdef=graphdef, settings=settings, mesh=mesh), has_aux=True
     )
 
     def accumulate(carry: tuple[Params, Metrics], rows: Batch) -> tuple[Any, None]:
@@ -153,7 +159,7 @@ class Learner:
         self.state = LearnerState(params, optimizer, step)
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
         self._train_step = jax.jit(
-            partial(train_step, graphdef=graphdef, settings=settings),
+            partial(train_step, graphdef=graphdef, settings=settings, mesh=mesh),
             donate_argnums=0,
             out_shardings=(state_shardings, replicated(mesh)),
         )
@@ -174,10 +180,5 @@ class Learner:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return values | {"flops": flops}
 
-    @property
-    def micro_batch_rows(self) -> int:
-        """Rows per micro-batch: as asked, rounded up so that every shard has as many."""
-        return whole_shards(self.settings.micro_batch_rows, self.mesh)
-
     def _place(self, batch: Batch) -> Batch:
-        return jax.device_put(batch, batch_sharding(self.mesh, axis=1))
+        return jax.device_put(batch, batch_shardings(batch, self.mesh))

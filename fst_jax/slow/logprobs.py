@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from fst_jax.models.attention import attention
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import batch_sharding
+from fst_jax.models.row_attention import Visible, row_attention
+from fst_jax.parallel.sharding import batch_shardings, constrain
 from fst_jax.slow.packing import Batch
 
 
@@ -29,71 +29,79 @@ class TokenScores(NamedTuple):
     entropy: Float[Array, "R C"]  # of the full softmax at the rollout's temperature; no gradient
 
 
-def row_mask(segments: Int[Array, "R T"]) -> Bool[Array, "R T T"]:
-    """Causal within the row; a completion sees the context and itself alone."""
-    index = jnp.arange(segments.shape[1])
-    causal = index[:, None] >= index[None, :]
-    query, key = segments[:, :, None], segments[:, None, :]
-    return causal & (key != 0) & ((key == 1) | (key == query))
-
-
-def completion_states(model: Decoder, rows: Batch) -> Float[Array, "N D"]:
-    """The hidden state that predicts each target of a micro-batch, N = R · C.
+def completion_states(model: Decoder, rows: Batch, mesh: Mesh) -> Float[Array, "R C D"]:
+    """The hidden state that predicts each target of a micro-batch.
 
     `rows` is a `Batch` without its leading axis M.
     """
-    mask = row_mask(rows.segments)
-    hidden, _ = model(
-        rows.tokens, rows.positions, lambda q, k, v, _: (attention(q, k, v, mask), None)
-    )
+    visible = Visible(rows.segments, rows.parents, rows.layout)
+
+    def attend(query: Array, key: Array, value: Array, _: Any) -> tuple[Array, None]:
+        return row_attention(query, key, value, visible, mesh), None
+
+    hidden, _ = model(rows.tokens, rows.positions, attend)
     states = jnp.take_along_axis(hidden, rows.predictor[:, :, None], axis=1)
-    return states.reshape(-1, states.shape[-1])
+    return constrain(states, "activations/hidden", mesh)
 
 
-def score_tokens(model: Decoder, rows: Batch, head_chunk: int) -> TokenScores:
+def score_tokens(model: Decoder, rows: Batch, head_chunk: int, mesh: Mesh) -> TokenScores:
     """log_softmax(logits / temperature) at the targets of a micro-batch, and the entropy."""
 
     def per_token(states: Array, target: Array, temperature: Array) -> tuple[Array, Array]:
-        logits = model.logits(states) / temperature[:, None]
+        logits = model.logits(states) / temperature[..., None]
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-        logprobs = jax.lax.stop_gradient(logits - normaliser[:, None])
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        logprobs = jax.lax.stop_gradient(logits - normaliser[..., None])
         return chosen - normaliser, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
-    tokens = (completion_states(model, rows), rows.target.reshape(-1), rows.temperature.reshape(-1))
-    scored = in_chunks(per_token, tokens, head_chunk)
-    return TokenScores(*(x.reshape(rows.target.shape) for x in scored))
+    tokens = (completion_states(model, rows, mesh), rows.target, rows.temperature)
+    return TokenScores(*in_chunks(per_token, tokens, head_chunk, mesh))
 
 
 def mean_gap(params: Any, batch: Batch, *, graphdef: Any, mesh: Mesh, head_chunk: int) -> float:
     """Mean |behaviour log-probability - log-probability under `params`| over a batch, in nats."""
-    placed = jax.device_put(batch, batch_sharding(mesh, axis=1))
-    return float(_mean_gap(params, placed, graphdef=graphdef, head_chunk=head_chunk))
+    placed = jax.device_put(batch, batch_shardings(batch, mesh))
+    return float(_mean_gap(params, placed, graphdef=graphdef, head_chunk=head_chunk, mesh=mesh))
 
 
-@partial(jax.jit, static_argnames=("graphdef", "head_chunk"))
-def _mean_gap(params: Any, batch: Batch, *, graphdef: Any, head_chunk: int) -> Array:
+@partial(jax.jit, static_argnames=("graphdef", "head_chunk", "mesh"))
+def _mean_gap(params: Any, batch: Batch, *, graphdef: Any, head_chunk: int, mesh: Mesh) -> Array:
     model: Decoder = nnx.merge(graphdef, params)
 
     def micro_batch(total: Array, rows: Batch) -> tuple[Array, None]:
-        gap = jnp.abs(score_tokens(model, rows, head_chunk).logprob - rows.behaviour)
+        gap = jnp.abs(score_tokens(model, rows, head_chunk, mesh).logprob - rows.behaviour)
         return total + jnp.sum(rows.token_weight * gap), None
 
     return jax.lax.scan(micro_batch, jnp.zeros((), jnp.float32), batch)[0]
 
 
-def in_chunks(per_token: Callable[..., Any], tokens: tuple[Array, ...], chunk: int) -> Any:
-    """Apply `per_token` to slices of at most `chunk` tokens along axis 0, with remat.
+def in_chunks(
+    per_token: Callable[..., Any], tokens: tuple[Array, ...], chunk: int, mesh: Mesh
+) -> Any:
+    """Apply `per_token` to arrays [R, C, …] in slices of about `chunk` tokens, with remat.
 
-    Padding tokens are ones, a harmless target and temperature.
+    A slice takes as many targets of every row, and of every part of it that the context axis
+    makes, so that all devices work on each.  Padding tokens are ones, a harmless target and
+    temperature.
     """
-    count = tokens[0].shape[0]
-    chunk = min(chunk, count)
+    rows, count = tokens[0].shape[:2]
+    parts = mesh.shape["context"] if count % mesh.shape["context"] == 0 else 1
+    slices = -(-count // max(parts, chunk // rows))
+    width = -(-count // (parts * slices))
 
     def split(x: Array) -> Array:
-        widths = ((0, -count % chunk),) + ((0, 0),) * (x.ndim - 1)
-        return jnp.pad(x, widths, constant_values=1).reshape(-1, chunk, *x.shape[1:])
+        x = x.reshape(rows, parts, -1, *x.shape[2:])
+        widths = ((0, 0), (0, 0), (0, slices * width - x.shape[2])) + ((0, 0),) * (x.ndim - 3)
+        x = jnp.pad(x, widths, constant_values=1).reshape(rows, parts, slices, width, *x.shape[3:])
+        return jnp.moveaxis(x, 2, 0).reshape(slices, rows, parts * width, *x.shape[4:])
 
-    step = jax.checkpoint(lambda x: per_token(*x))
-    results = jax.lax.map(step, tuple(split(x) for x in tokens))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
+    def join(x: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(slices, rows, parts, width), 0, 2)
+        return x.reshape(rows, parts, -1)[:, :, : count // parts].reshape(rows, count)
+
+    @jax.checkpoint
+    def step(x: tuple[Array, ...]) -> Any:
+        kinds = {2: "targets", 3: "hidden"}
+        return per_token(*(constrain(a, f"activations/{kinds[a.ndim]}", mesh) for a in x))
+
+    return jax.tree.map(join, jax.lax.map(step, tuple(map(split, tokens))))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from optax.contrib import MuonDimensionNumbers, muon
 
 from fst_jax.models.decoder import Decoder, parameter_path
-from fst_jax.parallel.sharding import batch_sharding, replicated, shardings
+from fst_jax.parallel.sharding import batch_shardings, replicated, shardings
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Batch
 
@@ -60,9 +60,11 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def supervised_loss(params: Any, rows: Batch, graphdef: Any, head_chunk: int) -> Float[Array, ""]:
+def supervised_loss(
+    params: Any, rows: Batch, graphdef: Any, head_chunk: int, mesh: Mesh
+) -> Float[Array, ""]:
     """This micro-batch's share of the mean of −log π_θ over all tokens of the batch."""
-    scores = score_tokens(nnx.merge(graphdef, params), rows, head_chunk)
+    scores = score_tokens(nnx.merge(graphdef, params), rows, head_chunk, mesh)
     return -jnp.sum(rows.token_weight * scores.logprob)
 
 
@@ -76,6 +78,7 @@ class SupervisedLearner:
         graphdef, params = nnx.split(model)
         self.graphdef, self.mesh = graphdef, mesh
         params = jax.device_put(params, shardings(params, mesh))
+        share = partial(supervised_loss, graphdef=graphdef, head_chunk=head_chunk, mesh=mesh)
         placed = shardings(jax.eval_shape(optimizer.init, params), mesh)
         started = jax.jit(optimizer.init, out_shardings=placed)(params)
         self.state = SupervisedState(params, started)
@@ -83,9 +86,7 @@ class SupervisedLearner:
         def step(
             state: SupervisedState, batch: Batch, rate: Array
         ) -> tuple[SupervisedState, Array]:
-            gradient_of = jax.value_and_grad(
-                partial(supervised_loss, graphdef=graphdef, head_chunk=head_chunk)
-            )
+            gradient_of = jax.value_and_grad(share)
 
             def accumulate(carry: Any, rows: Batch) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, carry, gradient_of(state.params, rows)), None
@@ -97,9 +98,7 @@ class SupervisedLearner:
             return SupervisedState(optax.apply_updates(state.params, updates), moved), loss
 
         def loss(params: Any, batch: Batch) -> Array:
-            return jnp.sum(
-                jax.lax.map(lambda rows: supervised_loss(params, rows, graphdef, head_chunk), batch)
-            )
+            return jnp.sum(jax.lax.map(lambda rows: share(params, rows), batch))
 
         self._loss = jax.jit(loss)
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
@@ -114,10 +113,11 @@ class SupervisedLearner:
 
     def step(self, batch: Batch, rate: float) -> Array:
         """One update at a learning rate; returns the loss, a float32 scalar on the device."""
-        placed = jax.device_put(batch, batch_sharding(self.mesh, axis=1))
+        placed = jax.device_put(batch, batch_shardings(batch, self.mesh))
         self.state, loss = self._step(self.state, placed, rate)
         return loss
 
     def loss(self, batch: Batch) -> Array:
         """The mean of −log π_θ over a batch's tokens, without learning; a float32 scalar."""
-        return self._loss(self.state.params, jax.device_put(batch, batch_sharding(self.mesh, 1)))
+        placed = jax.device_put(batch, batch_shardings(batch, self.mesh))
+        return self._loss(self.state.params, placed)

@@ -79,7 +79,10 @@ class Trainer:
         losses = []
         for _ in range(steps):
             batch = pack(
-                [self._sample(draw(self.rng)) for _ in range(documents)], 1, MICRO_BATCH_ROWS
+                [self._sample(draw(self.rng)) for _ in range(documents)],
+                1,
+                MICRO_BATCH_ROWS,
+                self.learner.mesh,
             )
             rate = RATE * min(share, (self.steps + 1) / WARMUP)
             losses.append(float(self.learner.step(batch, rate)))

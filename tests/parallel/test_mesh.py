@@ -12,7 +12,7 @@ from fst_jax.parallel.mesh import AXES, make_mesh
 def test_one_device():
     mesh = make_mesh(ParallelSettings(), jax.devices()[:1])
     assert mesh.axis_names == AXES
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 
 
 def eight_devices() -> None:
@@ -38,7 +38,7 @@ def test_eight_devices(on_devices):
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ({"model": 2}, "unknown axis model; the axes are data, fsdp, tensor"),
+        ({"model": 2}, "unknown axis model; the axes are data, fsdp, tensor, context"),
         ({"data": -1, "fsdp": -1}, "only one axis may be -1, not data and fsdp"),
         ({"data": 0}, "parallel.mesh.data: must be at least 1"),
         ({"tensor": -2}, "parallel.mesh.tensor: must be at least 1"),

@@ -33,7 +33,7 @@ def learn_and_sample(mesh: Mesh) -> dict:
     """Two updates, then samples of the new weights."""
     graphdef, base = nnx.split(tiny.model())
     learner = Learner(nnx.merge(graphdef, jax.tree.map(jnp.copy, base)), SETTINGS, mesh)
-    batch = pack(tiny.make_samples(), per_row=1, micro_batch_rows=learner.micro_batch_rows)
+    batch = pack(tiny.make_samples(), 1, SETTINGS.micro_batch_rows, mesh)
     metrics = [learner.step(batch), learner.step(batch)]
     engine = LocalEngine(tiny.model(), mesh, batch_size=16)
     engine.update_weights(learner.params, version=2)

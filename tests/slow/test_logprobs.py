@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from fst_jax.slow.drift import drift
-from fst_jax.slow.logprobs import in_chunks, row_mask, score_tokens
+from fst_jax.slow.logprobs import in_chunks, score_tokens
 from fst_jax.slow.packing import Batch, pack
 from tests.slow import tiny
 
@@ -32,7 +32,8 @@ def test_packed_scores_equal_a_plain_forward(family, remat):
     graphdef, params = nnx.split(model)
     batch = pack(SAMPLES, per_row=2, micro_batch_rows=8)
     assert len(batch.tokens) == 1
-    scores = jax.jit(lambda p, rows: score_tokens(nnx.merge(graphdef, p), rows, head_chunk=50))(
+    mesh = tiny.one_device()
+    scores = jax.jit(lambda p, rows: score_tokens(nnx.merge(graphdef, p), rows, 50, mesh))(
         params, jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
     )
     weights = tiny.weights(params)
@@ -47,30 +48,17 @@ def test_packed_scores_equal_a_plain_forward(family, remat):
         np.testing.assert_allclose(scores.entropy[row, start:end], entropy, atol=1e-5)
 
 
-def test_the_mask_of_a_row():
-    segments = jnp.array([[1, 1, 2, 2, 3, 0]])
-    expected = [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 0],
-    ]
-    np.testing.assert_array_equal(row_mask(segments)[0], np.array(expected, bool))
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7, 8])
+@pytest.mark.parametrize("chunk", [1, 5, 12, 14, 50])
 def test_chunks_change_nothing(chunk):
-    x, y = jnp.arange(14.0).reshape(7, 2), jnp.arange(7)
+    x, y = jnp.arange(28.0).reshape(2, 7, 2), jnp.arange(14).reshape(2, 7)
 
     def per_token(x, y):
-        assert len(x) <= chunk
-        return jnp.sin(x).sum(axis=-1) * y, x
+        assert y.size <= max(chunk, 2)  # a target of each row is the least
+        return jnp.sin(x).sum(axis=-1) * y, y
 
-    total, same = in_chunks(per_token, (x, y), chunk)
+    total, same = in_chunks(per_token, (x, y), chunk, tiny.one_device())
     np.testing.assert_allclose(total, np.sin(x).sum(axis=-1) * y, rtol=1e-6)
-    np.testing.assert_array_equal(same, x)
+    np.testing.assert_array_equal(same, y)
 
 
 def test_drift_is_the_kl_over_the_whole_vocabulary():

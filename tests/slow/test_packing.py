@@ -1,5 +1,6 @@
 """Packed rows hold every sample once, and weights whose denominators are the whole batch's."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,7 @@ def random_samples(count: int, seed: int) -> list[Sample]:
 def unpack(batch: Batch) -> list[tuple]:
     """Every completion as a reader of the layout finds it."""
     found = []
-    rows = Batch(*(x.reshape(-1, x.shape[-1]) for x in batch))
+    rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
     for r in range(len(rows.tokens)):
         tokens, segments, positions = rows.tokens[r], rows.segments[r], rows.positions[r]
         context = np.flatnonzero(segments == 1)
@@ -136,7 +137,7 @@ def test_the_layout_of_the_docstring():
         count = len(ids)
         return Sample((9, 8, 7, 6), np.array(ids, np.int32), -np.ones(count), 1.0, 0, 1.0, True)
 
-    row = Batch(*(x[0, 0] for x in pack([sample(1, 2, 3), sample(4, 5)], 2, 1)))
+    row = jax.tree.map(lambda x: x[0, 0], pack([sample(1, 2, 3), sample(4, 5)], 2, 1))
     assert row.tokens[:11].tolist() == [9, 8, 7, 6, 1, 2, 3, 4, 5, 0, 0]
     assert row.segments[:11].tolist() == [1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]
     assert row.positions[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5]
