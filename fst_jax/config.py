@@ -214,9 +214,24 @@ class FastSettings:
 @dataclass(frozen=True)
 class ParallelSettings:
     mesh: dict[str, int] = setting(
-        {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+        {"data": 1, "fsdp": -1, "tensor": 1},
         "Devices per mesh axis; one axis may be -1: all that are left (ours: fsdp, since it saves "
-        "memory and needs no divisible heads). context splits the tokens of long rows.",
+        "memory and needs no divisible heads). The axis context splits the tokens of long rows.",
+    )
+    coordinator: str | None = setting(
+        None,
+        "How the processes of a run on several hosts find each other: auto on TPU pods, SLURM, "
+        "Open MPI and Kubernetes, as JAX finds them there; host:port of process 0 elsewhere; null: "
+        "one process. `output` must then be a folder that all hosts see.",
+    )
+    processes: int | None = setting(
+        None, "Number of processes, one a host, where parallel.coordinator is a host:port."
+    )
+    process: int | None = setting(
+        None, "This process's number, from 0, where parallel.coordinator is a host:port."
+    )
+    start_timeout_s: float = setting(
+        300.0, "Seconds to wait at the start for the other processes (JAX's own)."
     )
 
 
@@ -328,6 +343,25 @@ class Config:
                 "rollout.url",
                 f"must begin with http:// or https://, not {url.strip()!r}",
             )
+        parallel = self.parallel
+        by_hand = parallel.coordinator not in (None, "auto")
+        require(
+            not by_hand or re.fullmatch(r".+:\d+", parallel.coordinator or "") is not None,
+            "parallel.coordinator",
+            f"must be auto or the host:port of process 0, not {parallel.coordinator!r}",
+        )
+        for key, number in (("processes", parallel.processes), ("process", parallel.process)):
+            require(
+                (number is not None) == by_hand,
+                f"parallel.{key}",
+                "goes with a host:port as parallel.coordinator: set both or neither",
+            )
+        if parallel.processes is not None and parallel.process is not None:
+            require(
+                0 <= parallel.process < parallel.processes,
+                "parallel.process",
+                f"must be from 0 to {parallel.processes - 1}, below parallel.processes",
+            )
         if self.fast.enabled:
             require(
                 self.fast.reflector != "lm" or self.fast.lm_url.startswith(("http://", "https://")),
@@ -398,5 +432,6 @@ _POSITIVE = (
     "slow.clip_threshold",
     "eval.temperature",
     "task.timeout_s",
+    "parallel.start_timeout_s",
     "fast.lm_timeout_s",
 )

@@ -22,6 +22,7 @@ from flax import nnx
 
 from fst_jax.config import Config
 from fst_jax.fast.pool import Pool
+from fst_jax.parallel.distributed import is_main, start
 from fst_jax.parts import Inputs, load_weights, make_actor, make_parity, read_inputs
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder, by_step
@@ -31,7 +32,7 @@ from fst_jax.slow.groups import unlabelled
 from fst_jax.slow.packing import completions_per_row, pack
 from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Problem
-from fst_jax.tracking import ConsoleTracker
+from fst_jax.tracking import ConsoleTracker, Trackers
 
 SHOWN_PROBLEMS = 8  # a rollout of each of the first is kept to be read
 DRIFT_ROLLOUTS = 64  # KL is exact at each of their tokens, so few rollouts give many figures
@@ -117,13 +118,14 @@ class Evaluator:
 def main(arguments: list[str]) -> None:
     """Evaluate a run's quadrants, or a model, and print a line for each context."""
     config, _ = load(arguments, "evaluate", __doc__ or "")
+    start(config.parallel)
     inputs = read_inputs(config)
     run = RunFolder.of(config)
     base = load_weights(config, inputs)
     actor = make_actor(config, inputs, base)
     parity = make_parity(config, inputs, actor, base)
     weights = {"base": nnx.state(base)}
-    if not run.config.is_file():
+    if not run.config.is_file() and is_main():
         print(f"no run in {run.path}: evaluating the model alone")
     if (run.export / "config.json").is_file():
         weights["trained"] = nnx.state(load_weights(config, inputs, run.export))
@@ -132,7 +134,7 @@ def main(arguments: list[str]) -> None:
     if pool is not None:
         contexts["pool"] = [prompt.text for prompt in pool.active_prompts]
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(base), weights["base"])
-    tracker = ConsoleTracker(steps=0)
+    tracker = Trackers([ConsoleTracker(steps=0)] if is_main() else [])
     for version, (name, params) in enumerate(weights.items()):
         for context, prompts in contexts.items():
             actor.engine.update_weights(params, version)

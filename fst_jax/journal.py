@@ -22,6 +22,7 @@ from fst_jax.fast.pool import Pool
 from fst_jax.fast.reuse import Leftovers
 from fst_jax.models.huggingface import save_model
 from fst_jax.parallel.chips import utilisation
+from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.parts import Inputs
 from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
@@ -74,7 +75,7 @@ class Progress:
 
 
 class Journal:
-    """The open run folder of one process."""
+    """The open run folder; every process of a run has one, and process 0 writes."""
 
     def __init__(self, config: Config, inputs: Inputs, learner: Learner | None):
         """Create the folder or go on in it: restores θ into `learner`, and `progress`.
@@ -84,7 +85,7 @@ class Journal:
         """
         self._config, self._inputs, self._learner = config, inputs, learner
         self.folder = RunFolder.of(config)
-        self.folder.create(config)
+        agreed(lambda: self.folder.create(config))
         self._checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep)
         seed_prompt = inputs.exam.task.seed_prompt
         self.progress = Progress(Pool.start(seed_prompt, config.population, config.seed))
@@ -100,15 +101,18 @@ class Journal:
                 learner.state = LearnerState(*saved.arrays)
         self.resumed = saved is not None
         first_step = self.progress.step + self.resumed
-        self._drop_later_files()
-        self._metrics = JsonlTracker(self.folder.metrics, offset, elapsed_s)
-        self._trackers = Trackers(
-            [
-                self._metrics,
-                ConsoleTracker(config.train.steps),
-                *extra_trackers(config, self.folder.path, asdict(config), first_step),
-            ]
-        )
+        agreed(self._drop_later_files)
+        self._metrics: JsonlTracker | None = None
+        self._trackers = Trackers([])
+        if is_main():
+            self._metrics = JsonlTracker(self.folder.metrics, offset, elapsed_s)
+            self._trackers = Trackers(
+                [
+                    self._metrics,
+                    ConsoleTracker(config.train.steps),
+                    *extra_trackers(config, self.folder.path, asdict(config), first_step),
+                ]
+            )
 
     def log(self, event: str, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl for the current step, and its copies elsewhere."""
@@ -124,7 +128,8 @@ class Journal:
         cycle = self.progress.pool.rounds - 1
         tokens = {"tokens_generated": spent.tokens}
         self.log("evolve", {"cycle": cycle, **values, **tokens, "seconds": seconds})
-        self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
+        if is_main():
+            self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
 
     def slow_step(
         self,
@@ -166,11 +171,12 @@ class Journal:
 
     def checkpoint(self) -> None:
         """Save everything a resumed run needs, and θ as a Hugging Face folder in export/."""
-        host = {
-            "progress": self.progress.to_json(),
-            "metrics_offset": self._metrics.offset,
-            "elapsed_s": self._metrics.elapsed_s,
-        }
+        host: dict[str, Any] = {"progress": self.progress.to_json()}
+        if self._metrics:  # process 0 alone writes this part
+            host |= {
+                "metrics_offset": self._metrics.offset,
+                "elapsed_s": self._metrics.elapsed_s,
+            }
         self._checkpoints.save(self.progress.step, self._arrays(), host)
         self._export(self.folder.export)
         self._checkpoints.wait()
@@ -186,6 +192,8 @@ class Journal:
 
     def _show(self, event: str, rollouts: Sequence[Rollout], origin: dict[str, Any]) -> None:
         """Append rollouts to the step's samples, for a reader."""
+        if not is_main():
+            return
         origin = {"event": event, "step": self.progress.step, **origin}
         with open(self.folder.samples / f"{self.progress.step}.jsonl", "a", encoding="utf-8") as f:
             for rollout in rollouts:

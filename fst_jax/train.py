@@ -30,6 +30,7 @@ from fst_jax.fast.reuse import Leftovers
 from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
 from fst_jax.journal import Journal, Progress
+from fst_jax.parallel.distributed import agreed, any_of, is_main, start
 from fst_jax.parts import load_weights, make_actor, make_learner, make_parity, read_inputs
 from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.parity import Parity
@@ -79,28 +80,28 @@ def train(config: Config) -> None:
     with StopRequest() as stop:
         if not journal.resumed:
             held_out(base, "base", "seed")
-        while progress.step < config.train.steps and not stop.requested:
+        while progress.step < config.train.steps and not any_of(stop.requested):
             step, evolve_s = progress.step, 0.0
             sync_s = sync(actor, parity, weights(), step)
 
             if config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps):
                 anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
-                start = time.monotonic()
+                began = time.monotonic()
                 progress.pool, report = fast_round(  # Φ_c → Φ_c+1, anchored on L_c
                     config, actor, progress.pool, anchors, reflector, validator, step
                 )
                 if config.fast.reuse:
                     progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
-                evolve_s = time.monotonic() - start
+                evolve_s = time.monotonic() - began
                 journal.fast_round(report, actor.take_spent(), evolve_s)
 
             progress.step, progress.finished = step + 1, False
             if learner:
                 groups = sample_groups(config, actor, order.minibatch(step), progress, step)
-                start = time.monotonic()
+                began = time.monotonic()
                 metrics = slow_step(config, learner, groups)  # one CISPO step on θ
                 metrics |= {"sync_mismatch": parity.last} if parity else {}
-                seconds = {"train": time.monotonic() - start, "sync": sync_s, "evolve": evolve_s}
+                seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
             if due(progress.step, config.checkpoint.export_every):
                 journal.keep_weights()
@@ -118,7 +119,8 @@ def train(config: Config) -> None:
                 progress.finished = True
             journal.checkpoint()
     journal.close()
-    print_summary(journal.folder, config, progress)
+    if is_main():
+        print_summary(journal.folder, config, progress)
 
 
 def problem_order(config: Config, exam: Exam) -> StagedOrder:
@@ -134,11 +136,11 @@ def sync(actor: Actor, parity: Parity | None, params: Any, version: int) -> floa
     Raises:
       EngineError: a server does not, or cannot be reached.
     """
-    start = time.monotonic()
+    began = time.monotonic()
     actor.engine.update_weights(params, version)
     if parity:
         parity(params)
-    return time.monotonic() - start
+    return time.monotonic() - began
 
 
 def sample_groups(
@@ -221,9 +223,12 @@ def main(arguments: list[str]) -> None:
     """Train, or with --dry-run say what would be done."""
     flags = {"dry-run": "Check everything, print config, shapes and memory, and stop."}
     config, given = load(arguments, "train", __doc__ or "", flags=flags)
-    RunFolder.of(config).check(config)
+    start(config.parallel)
+    agreed(lambda: RunFolder.of(config).check(config))
     if "dry-run" in given:
-        print(describe(config, read_inputs(config)))
+        described = describe(config, read_inputs(config))
+        if is_main():
+            print(described)
     else:
         train(config)
 

@@ -25,6 +25,7 @@ import httpx
 from fst_jax.config import FastSettings
 from fst_jax.errors import ReflectionError
 from fst_jax.fast.reflect import Job, Proposal
+from fst_jax.parallel.distributed import agreed
 from fst_jax.rollout.rollouts import Rollout
 
 ATTEMPTS = 5  # requests for one proposal, the first included
@@ -90,6 +91,9 @@ class LanguageModelReflector:
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[Proposal]:
         """One edit for each job, asked for side by side."""
         seeds = [rng.getrandbits(31) for _ in jobs]
+        return agreed(lambda: self._ask(jobs, seeds))
+
+    def _ask(self, jobs: Sequence[Job], seeds: Sequence[int]) -> list[Proposal]:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = httpx.Timeout(self.timeout_s)
         with (

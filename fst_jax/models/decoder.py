@@ -195,24 +195,27 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         attend: Attend,
         cache: Any = None,
+        place: Callable[[Array], Array] = lambda x: x,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Hidden states after the final norm, and the stacked outputs of `attend`.
 
         `attend(query, key, value, layer_cache) -> (out, layer_output)` runs once per layer,
         after the rotary embedding.  The leaves of `cache` have a leading axis L and reach it
-        one layer at a time; the layer outputs come back stacked the same way.
+        one layer at a time; the layer outputs come back stacked the same way.  `place` may say
+        how the hidden states [B, T, D] between layers are split over devices.
         """
         tables = rope_tables(self.config.rope, self.config.head_dim, positions)
         layers, params = nnx.split(self.layers)
 
         def body(x: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
             layer_params, layer_cache = layer
-            return nnx.merge(layers, layer_params)(x, tables, attend, layer_cache)
+            x, layer_output = nnx.merge(layers, layer_params)(x, tables, attend, layer_cache)
+            return place(x), layer_output
 
         if self.remat:
             # Within a scan XLA cannot undo the recomputation, so no barriers are needed.
             body = jax.checkpoint(body, prevent_cse=False)
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        x = place(jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype))
         unroll = self.config.num_layers <= _UNROLLED_LAYERS
         x, outputs = jax.lax.scan(body, x, (params, cache), unroll=unroll)
         return self.norm(x), outputs

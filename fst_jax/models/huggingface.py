@@ -21,6 +21,7 @@ from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder, parameter_path
 from fst_jax.models.folder import copy_companions, load_config, publish, read_config_file
 from fst_jax.models.shards import TensorFolder, write_shards
+from fst_jax.parallel.distributed import is_main, whole
 
 _HEAD = "lm_head.weight"
 _MODULES = {
@@ -152,7 +153,8 @@ def save_model(
 
     config.json, tokenizer, chat template and generation settings come from `source_folder`;
     a tied head is written if the source stores it.  `dtype=None` keeps the dtypes of the
-    parameters.  An existing `folder` is replaced once the new one is complete.
+    parameters.  An existing `folder` is replaced once the new one is complete.  Every process of
+    a run of several calls this; process 0 writes.
     """
     folder, source = Path(folder), Path(source_folder)
     parts: dict[str, tuple[str, jax.Array, int | None]] = {}
@@ -173,12 +175,16 @@ def save_model(
 
     def read(name: str) -> np.ndarray:
         path, value, layer = parts[name]
-        tensor = np.asarray(value if layer is None else value[layer])
+        tensor = whole(value if layer is None else value[layer])
         tensor = tensor.T if path.endswith("/kernel") else tensor
         return tensor.astype(dtype or tensor.dtype, copy=False)
 
+    order = sorted(parts, key=_natural)
+    if not is_main():
+        for name in order:
+            read(name)  # takes part in gathering what process 0 writes
+        return
     with publish(folder) as partial:
-        order = sorted(parts, key=_natural)
         write_shards(partial, {name: size(name) for name in order}, read, max_shard_bytes)
         embedding = next(value for path, value, _ in parts.values() if path == "embedding")
         _write_config(source, partial, jnp.dtype(dtype or embedding.dtype).name)

@@ -101,11 +101,25 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def put(tree: Any, placed: Any) -> Any:
+    """Host values onto devices: each process holds all of them and gives its devices their parts.
+
+    `placed` is one sharding, or a tree of them.  `jax.device_put` would have the processes compare
+    what they hold, each time.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, placed)
+
+    def parts(x: Any, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(parts, tree, jax.tree.broadcast(placed, tree))
+
+
 def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
     """Puts the parameter of a path onto the mesh by its rule."""
-    return lambda path, value: jax.device_put(
-        value, NamedSharding(mesh, spec(path, value.shape, mesh))
-    )
+    return lambda path, value: put(value, NamedSharding(mesh, spec(path, value.shape, mesh)))
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:

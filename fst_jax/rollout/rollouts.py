@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fst_jax.parallel.distributed import agreed
 from fst_jax.rollout.engine import Completion, Engine, Request
 from fst_jax.rollout.exam import Exam
 from fst_jax.tasks.task import Problem, Score
@@ -82,11 +83,11 @@ class Actor:
         ]
         sampled = self.engine.generate(requests)
         middle = time.monotonic()
+        answers = [[self.exam.chat.decode(c.ids.tolist()) for c in own] for own in sampled]
+        scores = agreed(lambda: self._scores(pairs, answers))
         rollouts = [
-            [self._scored(problem, prompt, request, completion) for completion in completions]
-            for (problem, prompt), request, completions in zip(
-                pairs, requests, sampled, strict=True
-            )
+            [Rollout(*pair, request.prompt_ids, *each) for each in zip(*own, strict=True)]
+            for pair, request, *own in zip(pairs, requests, sampled, answers, scores, strict=True)
         ]
         self._spent.rollouts += sum(counts)
         self._spent.tokens += sum(len(c.ids) for completions in sampled for c in completions)
@@ -99,9 +100,10 @@ class Actor:
         spent, self._spent = self._spent, Spent()
         return spent
 
-    def _scored(
-        self, problem: Problem, prompt: str, request: Request, completion: Completion
-    ) -> Rollout:
-        text = self.exam.chat.decode(completion.ids.tolist())
-        score = self.exam.judge(problem, text)
-        return Rollout(problem, prompt, request.prompt_ids, completion, text, score)
+    def _scores(
+        self, pairs: Sequence[tuple[Problem, str]], answers: Sequence[Sequence[str]]
+    ) -> list[list[Score]]:
+        return [
+            [self.exam.judge(problem, text) for text in texts]
+            for (problem, _), texts in zip(pairs, answers, strict=True)
+        ]

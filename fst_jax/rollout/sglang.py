@@ -34,6 +34,7 @@ import httpx
 import numpy as np
 
 from fst_jax.errors import EngineError
+from fst_jax.parallel.distributed import agreed
 from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
 
 Save = Callable[[Path, Any], None]  # writes parameters as a Hugging Face folder
@@ -72,7 +73,7 @@ class SGLangEngine:
     """`Engine` over SGLang's HTTP routes.
 
     `generate` and `update_weights` raise EngineError when a server refuses what is asked, or
-    fails for longer than `patience_s`.
+    fails for longer than `patience_s`.  Of several processes, process 0 talks to the servers.
     """
 
     def __init__(
@@ -112,14 +113,12 @@ class SGLangEngine:
         self._label: str | None = None  # and how the servers call them; None: what they began with
         self._served: Any = None  # the parameters themselves
         self._version = 0
-        for server in self._servers:
-            self._patiently(server, partial(self._detect, server))
-        limits = [s.max_context for s in self._servers if s.max_context]
+        self._fixed, limits = agreed(self._found)
         self._max_context = min([max_context, *limits])
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(all(s.updates for s in self._servers), self._max_context)
+        return Capabilities(not self._fixed, self._max_context)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Sample every request; the samples are spread over the servers in batches.
@@ -129,6 +128,9 @@ class SGLangEngine:
           EngineError: see the class.
         """
         check_fits(requests, self._max_context)
+        return agreed(lambda: self._generate(requests))
+
+    def _generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         asked = [
             _Ask(request, seed, (i, j))
             for i, request in enumerate(requests)
@@ -171,18 +173,22 @@ class SGLangEngine:
         self._version = version
         if same_arrays(self._served, params):
             return
-        fixed = [server.url for server in self._servers if not server.updates]
-        if fixed and self._served is not None:
+        if self._fixed and self._served is not None:
             raise EngineError(
-                f"{fixed[0]} has no route /update_weights_from_disk: it serves fixed weights, for "
-                "rollouts and evaluation only; set slow.enabled to false, or choose another server"
+                f"{self._fixed[0]} has no route /update_weights_from_disk: it serves fixed "
+                "weights, for rollouts and evaluation only; set slow.enabled to false, or choose "
+                "another server"
             )
         self._served = params
-        if fixed:
+        if self._fixed:
             return
         label = f"{version}-{time.time_ns():x}"  # no other run's weights can have this name
         folder = (self._weights / label).absolute()
         self._save(folder, params)
+        agreed(lambda: self._load(folder, label))
+
+    def _load(self, folder: Path, label: str) -> None:
+        """Have every server load a folder that was just written."""
         for file in folder.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written)
@@ -195,6 +201,13 @@ class SGLangEngine:
             shutil.rmtree(self._written.popleft(), ignore_errors=True)
 
     # One server.
+
+    def _found(self) -> tuple[list[str], list[int]]:
+        """The addresses of servers that cannot take new weights, and the limits on a context."""
+        for server in self._servers:
+            self._patiently(server, partial(self._detect, server))
+        fixed = [server.url for server in self._servers if not server.updates]
+        return fixed, [s.max_context for s in self._servers if s.max_context]
 
     def _patiently(
         self, server: _Server, attempt: Callable[[], Any], stop: threading.Event | None = None

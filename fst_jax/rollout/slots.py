@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Attend, Decoder
-from fst_jax.parallel.sharding import SEQUENCES, constrain, replicated, shardings, whole_shards
+from fst_jax.parallel.sharding import SEQUENCES, constrain, put, replicated, shardings, whole_shards
 from fst_jax.rollout.sampler import Choice, choose
 
 _FLOOR = jnp.finfo(jnp.float32).min  # of a score that does not count; -inf could make NaN
@@ -159,7 +159,7 @@ class Programs:
         return contexts, slots, int(now)
 
     def _put(self, values: Any) -> Any:
-        return jax.device_put(values, replicated(self._mesh))
+        return put(values, replicated(self._mesh))
 
     def _zeros(self, grid: Grid) -> tuple[Contexts, Slots]:
         config, dtype = self._config, self._dtype

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from fst_jax.parallel.sharding import batch_shardings
+from fst_jax.parallel.sharding import batch_shardings, put
 from fst_jax.slow.logprobs import completion_states, in_chunks
 from fst_jax.slow.packing import Batch
 
@@ -29,7 +29,7 @@ def drift(
     Where `params` are the reference itself, the KL is 0 and one forward pass is saved.
     """
     other = None if reference is params else reference
-    placed = jax.device_put(batch, batch_shardings(batch, mesh))
+    placed = put(batch, batch_shardings(batch, mesh))
     measured = _drift(params, other, placed, graphdef=graphdef, head_chunk=head_chunk, mesh=mesh)
     return {name: float(value) for name, value in jax.device_get(measured).items()}
 

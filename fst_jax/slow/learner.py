@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from fst_jax.config import SlowSettings
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import batch_shardings, replicated, shardings
+from fst_jax.parallel.sharding import batch_shardings, put, replicated, shardings
 from fst_jax.slow import kl
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import OBJECTIVES
@@ -155,7 +155,7 @@ class Learner:
         placed = shardings(jax.eval_shape(initial, params), mesh)
         optimizer = jax.jit(initial, out_shardings=placed)(params)
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        step = jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
+        step = put(np.int32(0), replicated(mesh))
         self.state = LearnerState(params, optimizer, step)
         state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
         self._train_step = jax.jit(
@@ -181,4 +181,4 @@ class Learner:
         return values | {"flops": flops}
 
     def _place(self, batch: Batch) -> Batch:
-        return jax.device_put(batch, batch_shardings(batch, self.mesh))
+        return put(batch, batch_shardings(batch, self.mesh))

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from fst_jax.models.decoder import Decoder
 from fst_jax.models.row_attention import Visible, row_attention
-from fst_jax.parallel.sharding import batch_shardings, constrain
+from fst_jax.parallel.sharding import batch_shardings, constrain, put
 from fst_jax.slow.packing import Batch
 
 
@@ -39,9 +39,12 @@ def completion_states(model: Decoder, rows: Batch, mesh: Mesh) -> Float[Array, "
     def attend(query: Array, key: Array, value: Array, _: Any) -> tuple[Array, None]:
         return row_attention(query, key, value, visible, mesh), None
 
-    hidden, _ = model(rows.tokens, rows.positions, attend)
+    def place(x: Array) -> Array:
+        return constrain(x, "activations/hidden", mesh)
+
+    hidden, _ = model(rows.tokens, rows.positions, attend, place=place)
     states = jnp.take_along_axis(hidden, rows.predictor[:, :, None], axis=1)
-    return constrain(states, "activations/hidden", mesh)
+    return place(states)
 
 
 def score_tokens(model: Decoder, rows: Batch, head_chunk: int, mesh: Mesh) -> TokenScores:
@@ -60,7 +63,7 @@ def score_tokens(model: Decoder, rows: Batch, head_chunk: int, mesh: Mesh) -> To
 
 def mean_gap(params: Any, batch: Batch, *, graphdef: Any, mesh: Mesh, head_chunk: int) -> float:
     """Mean |behaviour log-probability - log-probability under `params`| over a batch, in nats."""
-    placed = jax.device_put(batch, batch_shardings(batch, mesh))
+    placed = put(batch, batch_shardings(batch, mesh))
     return float(_mean_gap(params, placed, graphdef=graphdef, head_chunk=head_chunk, mesh=mesh))
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from optax.contrib import MuonDimensionNumbers, muon
 
 from fst_jax.models.decoder import Decoder, parameter_path
-from fst_jax.parallel.sharding import batch_shardings, replicated, shardings
+from fst_jax.parallel.sharding import batch_shardings, put, replicated, shardings
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Batch
 
@@ -113,11 +113,11 @@ class SupervisedLearner:
 
     def step(self, batch: Batch, rate: float) -> Array:
         """One update at a learning rate; returns the loss, a float32 scalar on the device."""
-        placed = jax.device_put(batch, batch_shardings(batch, self.mesh))
+        placed = put(batch, batch_shardings(batch, self.mesh))
         self.state, loss = self._step(self.state, placed, rate)
         return loss
 
     def loss(self, batch: Batch) -> Array:
         """The mean of −log π_θ over a batch's tokens, without learning; a float32 scalar."""
-        placed = jax.device_put(batch, batch_shardings(batch, self.mesh))
+        placed = put(batch, batch_shardings(batch, self.mesh))
         return self._loss(self.state.params, placed)

@@ -122,8 +122,7 @@ def test_weights_sum_to_one_and_shapes_are_bucketed(count, seed, per_row, micro_
     learned = any(sample.valid for sample in samples)
     assert batch.policy_weight.sum() == pytest.approx(float(learned), abs=1e-5)
     assert batch.segments.max() <= 1 + per_row
-    for name in Batch._fields:
-        array = getattr(batch, name)
+    for array in jax.tree.leaves(batch):
         assert array.shape[:2] == batch.tokens.shape[:2]
         assert array.shape[1] == micro_batch_rows
         assert array.shape[2] == row_bucket(array.shape[2])
