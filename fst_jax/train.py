@@ -39,7 +39,7 @@ from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
 from fst_jax.slow.groups import group_metrics, samples_of
 from fst_jax.slow.learner import Learner
-from fst_jax.slow.packing import completions_per_row, pack
+from fst_jax.slow.packing import completions_per_row, contexts_per_row, pack
 from fst_jax.summary import print_summary
 from fst_jax.tasks.order import ProblemOrder, StagedOrder
 from fst_jax.tasks.stream import stages_of
@@ -166,15 +166,14 @@ def slow_step(
     config: Config, learner: Learner, groups: Sequence[Sequence[Rollout]]
 ) -> dict[str, Any]:
     """Advantages over each group, then one update of θ."""
-    per_row = completions_per_row(
-        config.rollout.group_size // config.population,
-        config.rollout.max_prompt_tokens,
-        config.rollout.max_new_tokens,
-        learner.hidden_size,
-    )
-    batch = pack(
-        samples_of(groups, config.slow), per_row, config.slow.micro_batch_rows, learner.mesh
-    )
+    each = config.rollout.group_size // config.population
+    sizes = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens, learner.hidden_size
+    samples = samples_of(groups, config.slow)
+    per_row, contexts = completions_per_row(each, *sizes), 1
+    if per_row == each:
+        contexts = contexts_per_row(samples, per_row, *sizes, learner.mesh)
+    rows = max(1, config.slow.micro_batch_rows // contexts)  # as they are so much longer
+    batch = pack(samples, per_row, rows, learner.mesh, contexts)
     return group_metrics(groups) | learner.step(batch)
 
 

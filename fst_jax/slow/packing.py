@@ -12,6 +12,15 @@ once for all of them:
 The first token of every completion is predicted by the last context token, each
 later one by its predecessor; `predictor` holds that index for each target.
 
+Where it pays (`contexts_per_row`), several contexts share a row as well, and in
+it what they begin with, such as the system prompt.  A problem's part of its
+context sees the beginning and itself, a completion these two and itself:
+
+    tokens     p p p | q q | a a a | r | b b | 0
+    segments   1 1 1 | 2 2 | 3 3 3 | 4 | 5 5 | 0
+    parents    1 1 1 | 1 1 | 2 2 2 | 1 | 4 4 | 0
+    positions  0 1 2 | 3 4 | 5 6 7 | 3 | 4 5 | 0
+
 Denominators are taken over the whole batch, here, before it is split into
 micro-batches: the loss does not depend on the split, on padding or on order.
 The paper aggregates tokens "at the prompt level", read as: the mean over all
@@ -25,6 +34,7 @@ the attention kernel of the mesh wants each at the same place in all rows
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +66,7 @@ class Batch(NamedTuple):
 
     tokens: Int[Any, "M R T"]
     positions: Int[Any, "M R T"]
-    segments: Int[Any, "M R T"]  # 0 padding, 1 context, 2… completions
+    segments: Int[Any, "M R T"]  # 0 padding, 1 the row's beginning, 2… what follows
     parents: Int[Any, "M R T"]  # the segment that a token's own continues
     predictor: Int[Any, "M R C"]
     target: Int[Any, "M R C"]
@@ -92,22 +102,81 @@ def row_bucket(tokens: int, quantum: int = 32) -> int:
     return bucket(tokens, quantum, per_octave=4)
 
 
+def contexts_per_row(
+    samples: Sequence[Sample],
+    per_row: int,
+    max_prompt: int,
+    max_new: int,
+    hidden_size: int,
+    mesh: Mesh,
+) -> int:
+    """How many contexts share a row, so that all rows cost least; 1 unless it pays.
+
+    The cost is that of `completions_per_row`, for the part of contexts that these samples share;
+    attention costs what is seen where the mesh's kernel skips the rest.  Rows get longer, and their
+    number smaller: a twentieth must be saved.  The shared part is taken as a power of two, so that
+    the choice, which is another program, changes seldom.
+    """
+    contexts = sorted({sample.context_ids for sample in samples})
+    common = sorted(map(_common, contexts, contexts[1:]))
+    if not common or common[len(common) // 2] == 0:
+        return 1
+    shared = min(2 ** (common[len(common) // 2].bit_length() - 1), max_prompt - 1)
+    own = max_prompt - shared
+    branch = own + per_row * max_new
+
+    def cost(count: int) -> float:
+        length = shared + count * branch
+        seen = length * length
+        if kernel_of(mesh) == "splash":
+            completion = max_new * (max_prompt + max_new / 2)
+            context = own * (shared + own / 2)
+            seen = shared * shared / 2 + count * (context + per_row * completion)
+        return (length * 6 * hidden_size + seen) / count
+
+    divisors = [c for c in range(1, len(contexts) + 1) if len(contexts) % c == 0]
+    best = min(divisors, key=cost)
+    return best if cost(best) <= 0.95 * cost(1) else 1
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a row begins with, and its branches: what contexts have beyond it, their completions."""
+
+    shared: tuple[int, ...]
+    branches: list[tuple[tuple[int, ...], list[Sample]]]
+
+    @property
+    def targets(self) -> int:
+        return sum(len(sample.ids) for _, samples in self.branches for sample in samples)
+
+    def runs(self, split: bool) -> list[tuple[int, int, int]]:
+        """(segment, parent, length) of its segments; `split`: contexts have parts of their own."""
+        sizes = [(len(own), [len(s.ids) for s in samples]) for own, samples in self.branches]
+        return _runs(len(self.shared), sizes, split)
+
+
 def pack(
-    samples: Sequence[Sample], per_row: int, micro_batch_rows: int, mesh: Mesh | None = None
+    samples: Sequence[Sample],
+    per_row: int,
+    micro_batch_rows: int,
+    mesh: Mesh | None = None,
+    contexts: int = 1,
 ) -> Batch:
-    """Lay out samples as rows of one context and at most `per_row` completions.
+    """Lay out samples as rows of `contexts` contexts with at most `per_row` completions each.
 
     Samples with equal `context_ids` share rows.  Shapes are bucketed, rows are
     padded with empty ones to a multiple of `micro_batch_rows`.  For a `mesh`, tokens and targets
     divide by its context axis, rows of a micro-batch by the others, and rows have a layout where
     its attention kernel wants one; without, for one device and any kernel but that.
     """
-    rows = _rows(samples, per_row)
+    rows = _rows(samples, per_row, contexts)
+    split = contexts > 1
     parts = mesh.shape["context"] if mesh else 1
-    layout = _layout(rows, parts) if mesh and kernel_of(mesh) == "splash" else None
-    tight = row_bucket(max(len(row[0].context_ids) + _tokens(row) for row in rows))
+    layout = _layout(rows, split, parts) if mesh and kernel_of(mesh) == "splash" else None
+    tight = row_bucket(max(sum(length for *_, length in row.runs(split)) for row in rows))
     length = layout.length if layout else _multiple(tight, parts)
-    targets = _multiple(bucket(max(_tokens(row) for row in rows)), parts)
+    targets = _multiple(bucket(max(row.targets for row in rows)), parts)
     micro_batch_rows = whole_shards(micro_batch_rows, mesh) if mesh else micro_batch_rows
     count = _multiple(len(rows), micro_batch_rows)
 
@@ -128,32 +197,43 @@ def pack(
     temperature = np.ones((count, targets), np.float32)
     policy_weight, kl_weight, token_weight = floats(), floats(), floats()
     for r, row in enumerate(rows):
-        context = row[0].context_ids
-        start = len(context)
-        tokens[r, :start] = context
-        positions[r, :start] = np.arange(start)
-        segments[r, :start] = parents[r, :start] = 1
-        at = 0
-        for c, sample in enumerate(row):
-            size = len(sample.ids)
-            start = layout.starts[1 + c] if layout else start
-            here = slice(start, start + size)
-            tokens[r, here] = sample.ids
-            positions[r, here] = len(context) + np.arange(size)
-            segments[r, here], parents[r, here] = 2 + c, 1
-            there = slice(at, at + size)
-            predictor[r, there] = np.arange(start - 1, start + size - 1)
-            predictor[r, at] = len(context) - 1
-            target[r, there] = sample.ids
-            behaviour[r, there] = sample.logprobs
-            temperature[r, there] = sample.temperature
-            advantage[r, there] = sample.advantage
-            kl_weight[r, there] = 1.0 / group_tokens[sample.group] / len(group_tokens)
-            if sample.valid:
-                policy_weight[r, there] = 1.0 / valid_tokens[sample.group] / len(valid_tokens)
-            token_weight[r, there] = 1.0 / total_tokens
-            start += size
-            at += size
+        runs = layout or Layout(tuple(row.runs(split)))
+        slots = list(zip(runs.runs, runs.starts, strict=True))
+
+        def lay(slot: int, ids: Any, position: int, r: int = r, slots: Any = slots) -> int:
+            """Put tokens into a segment's place; returns the index after them."""
+            (segment, parent, _), start = slots[slot]
+            here = slice(start, start + len(ids))
+            tokens[r, here] = ids
+            positions[r, here] = position + np.arange(len(ids))
+            segments[r, here], parents[r, here] = segment, parent
+            return start + len(ids)
+
+        begun = lay(0, row.shared, 0)
+        slot, at = 1, 0
+        for own, completions in row.branches:
+            after = slot + split + (_most(rows) if layout else len(completions))
+            last = begun - 1  # of the context
+            if split:
+                last = lay(slot, own, begun) - 1 if own else last
+                slot += 1
+            for sample in completions:
+                size = len(sample.ids)
+                end = lay(slot, sample.ids, begun + len(own))
+                there = slice(at, at + size)
+                predictor[r, there] = np.arange(end - size - 1, end - 1)
+                predictor[r, at] = last
+                target[r, there] = sample.ids
+                behaviour[r, there] = sample.logprobs
+                temperature[r, there] = sample.temperature
+                advantage[r, there] = sample.advantage
+                kl_weight[r, there] = 1.0 / group_tokens[sample.group] / len(group_tokens)
+                if sample.valid:
+                    policy_weight[r, there] = 1.0 / valid_tokens[sample.group] / len(valid_tokens)
+                token_weight[r, there] = 1.0 / total_tokens
+                slot += 1
+                at += size
+            slot = after
     flat = (
         tokens, positions, segments, parents, predictor, target, behaviour,
         temperature, advantage, policy_weight, kl_weight, token_weight,
@@ -162,13 +242,35 @@ def pack(
     return jax.tree.map(lambda x: x.reshape(-1, micro_batch_rows, x.shape[-1]), whole)
 
 
-def _layout(rows: Sequence[Sequence[Sample]], parts: int) -> Layout:
-    """Room for the longest context and the longest completion, at the same places in all rows."""
-    context = row_bucket(max(len(row[0].context_ids) for row in rows), LANES)
-    completion = row_bucket(max(len(sample.ids) for row in rows for sample in row), LANES)
-    count = max(map(len, rows))
-    runs = [(1, 1, context), *((2 + c, 1, completion) for c in range(count))]
-    total = sum(length for _, _, length in runs)
+def _runs(
+    shared: int, branches: Sequence[tuple[int, Sequence[int]]], split: bool
+) -> list[tuple[int, int, int]]:
+    """Segments of a row in order, numbered from 1, with those that they continue."""
+    runs = [(1, 1, shared)]
+    for own, completions in branches:
+        parent = 1
+        if split:
+            parent = len(runs) + 1
+            runs.append((parent, 1, own))
+        runs += [(len(runs) + 1 + i, parent, size) for i, size in enumerate(completions)]
+    return runs
+
+
+def _most(rows: Sequence[_Row]) -> int:
+    """Completions of the branch that has most."""
+    return max(len(completions) for row in rows for _, completions in row.branches)
+
+
+def _layout(rows: Sequence[_Row], split: bool, parts: int) -> Layout:
+    """Room for the longest of each kind of segment, at the same places in all rows."""
+    shared = row_bucket(max(len(row.shared) for row in rows))
+    own = row_bucket(max(len(own) for row in rows for own, _ in row.branches))
+    completion = row_bucket(
+        max(len(s.ids) for row in rows for _, completions in row.branches for s in completions)
+    )
+    branches = max(len(row.branches) for row in rows)
+    runs = _runs(shared, [(own, [completion] * _most(rows))] * branches, split)
+    total = sum(length for *_, length in runs)
     rest = _multiple(total, LANES * parts) - total
     return Layout((*runs, (0, 0, rest)) if rest else tuple(runs))
 
@@ -177,15 +279,39 @@ def _multiple(count: int, divisor: int) -> int:
     return -(-count // divisor) * divisor
 
 
-def _rows(samples: Sequence[Sample], per_row: int) -> list[list[Sample]]:
+def _rows(samples: Sequence[Sample], per_row: int, contexts: int) -> list[_Row]:
     by_context: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:
         by_context.setdefault(sample.context_ids, []).append(sample)
-    return [
-        own[start : start + per_row]
-        for own in by_context.values()
+    pieces = [
+        (context, own[start : start + per_row])
+        for context, own in by_context.items()
         for start in range(0, len(own), per_row)
     ]
+    if contexts == 1:
+        return [_Row(context, [((), own)]) for context, own in pieces]
+    # Sorted, contexts are beside those with which they have most in common.
+    pieces.sort(key=lambda piece: piece[0])
+    common = [_common(one[0], other[0]) for one, other in pairwise(pieces)]
+    enough = sorted(common)[len(common) // 2] // 2 if common else 0
+    rows = [[pieces[0]]]
+    for piece, shared in zip(pieces[1:], common, strict=True):
+        if len(rows[-1]) == contexts or shared < enough:
+            rows.append([])
+        rows[-1].append(piece)
+    return [_branched(row) for row in rows]
+
+
+def _branched(pieces: Sequence[tuple[tuple[int, ...], list[Sample]]]) -> _Row:
+    """One row of several contexts, in their sorted order."""
+    size = _common(pieces[0][0], pieces[-1][0])
+    return _Row(pieces[0][0][:size], [(context[size:], own) for context, own in pieces])
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _group_tokens(samples: Sequence[Sample]) -> dict[int, int]:
@@ -193,7 +319,3 @@ def _group_tokens(samples: Sequence[Sample]) -> dict[int, int]:
     for sample in samples:
         totals[sample.group] = totals.get(sample.group, 0) + len(sample.ids)
     return totals
-
-
-def _tokens(row: Sequence[Sample]) -> int:
-    return sum(len(sample.ids) for sample in row)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fst_jax.models.row_attention import Visible, row_attention
-from fst_jax.models.splash_rows import Layout
+from fst_jax.config import ParallelSettings
+from fst_jax.models.row_attention import Visible, kernel_of, row_attention, row_mask
+from fst_jax.models.splash_rows import Layout, RowMask
+from fst_jax.parallel.mesh import make_mesh
 from tests.slow import tiny
 
 # 1 is the prefix, 2 and 5 continue it, 3 and 4 continue 2, 6 continues 5.
@@ -98,3 +100,47 @@ def agrees(mesh, kernel: str, heads: int, kv_heads: int, size: int = 8, batch: i
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
 def test_a_kernel_equals_the_loop(kernel, heads, kv_heads):
     agrees(tiny.one_device(), kernel, heads, kv_heads)
+
+
+def on_a_mesh() -> None:
+    mesh = make_mesh(ParallelSettings(mesh={"data": 2, "tensor": 2, "context": 2}))
+    for kernel in ("xla", "splash"):
+        agrees(mesh, kernel, 4, 2)
+    # One key/value head cannot be split over tensor: all of its devices compute all heads.
+    agrees(mesh, "xla", 3, 1)
+
+
+def test_tokens_split_over_a_mesh(on_devices):
+    on_devices(on_a_mesh)
+
+
+def test_masks_are_what_the_docstring_says():
+    visible = rows(LAYOUT, batch=2)
+    mask = row_mask(visible.segments, visible.parents, visible.segments)
+    np.testing.assert_array_equal(mask, seen(visible))
+    segments, parents = (jnp.asarray(x)[None] for x in LAYOUT.arrays())
+    used = np.asarray(segments[0] > 0)
+    whole = RowMask(LAYOUT)[:, :]
+    wanted = seen(Visible(segments, parents))[0]
+    np.testing.assert_array_equal(whole[used], wanted[used])
+    assert whole.any(axis=1).all()  # padding sees padding, but
+    assert not whole[np.ix_(used, ~used)].any()  # is seen by nothing else
+    np.testing.assert_array_equal(RowMask(LAYOUT)[64:128, :96], whole[64:128, :96])
+
+
+def test_the_kernel_follows_the_devices_of_the_mesh():
+    class Mesh:
+        def __init__(self, platform: str):
+            self.platform, self.devices = platform, np.array([self])
+
+    kernels = {name: kernel_of(Mesh(name)) for name in ("tpu", "gpu", "cuda", "cpu", "METAL")}
+    assert kernels == {
+        "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn", "cpu": "xla", "METAL": "xla"
+    }  # fmt: skip
+
+
+def test_splash_needs_a_layout():
+    visible = rows(LAYOUT, batch=1)._replace(layout=None)
+    query, key, value, _ = inputs(LAYOUT.length, 2, 2, 8, 1)
+    with pytest.raises(ValueError, match="pack them for this mesh"):
+        row_attention(query, key, value, visible, tiny.one_device(), "splash")

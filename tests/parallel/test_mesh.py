@@ -19,11 +19,12 @@ def eight_devices() -> None:
     def shape(**sizes: int) -> tuple[int, ...]:
         return make_mesh(ParallelSettings(mesh=sizes)).devices.shape
 
-    assert shape(fsdp=-1) == (1, 8, 1)
-    assert shape(data=2, fsdp=-1, tensor=2) == (2, 2, 2)
-    assert shape(tensor=8) == (1, 1, 8)
+    assert shape(fsdp=-1) == (1, 8, 1, 1)
+    assert shape(data=2, fsdp=-1, tensor=2) == (2, 2, 2, 1)
+    assert shape(tensor=8) == (1, 1, 8, 1)
+    assert shape(data=2, fsdp=-1, context=2) == (2, 2, 1, 2)
     mesh = make_mesh(ParallelSettings(mesh={"data": 4, "fsdp": 2}))
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     assert len({device.id for device in mesh.devices.flat}) == 8
     with pytest.raises(ConfigError, match="take 3 devices, which must divide the 8"):
         shape(tensor=3, fsdp=-1)

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fst_jax.config import ParallelSettings
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import RULES, batch_sharding, path_of, replicated, shardings, spec
+from fst_jax.parallel.sharding import RULES, batch_shardings, path_of, replicated, shardings, spec
 
 CONFIG = ModelConfig(
     family="qwen3",
@@ -41,6 +41,10 @@ def leaves(tree: object) -> dict[str, jax.Array]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def on(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    return NamedSharding(mesh, spec(path, shape, mesh))
+
+
 def test_every_parameter_has_exactly_one_rule():
     paths = leaves(nnx.state(decoder()))
     used = set()
@@ -49,7 +53,8 @@ def test_every_parameter_has_exactly_one_rule():
         assert len(rules) == 1, path
         assert len(rules[0][1]) == leaf.ndim, path
         used.add(rules[0][0])
-    assert used | {"ns_coeffs"} == {pattern for pattern, _ in RULES}  # that one is Muon's
+    others = ("ns_coeffs", "batch/", "activations/", "sampler/")  # the first is Muon's
+    assert used == {pattern for pattern, _ in RULES if not pattern.startswith(others)}
 
 
 def test_unknown_paths_are_refused():
@@ -102,14 +107,35 @@ def shards_and_computes_alike() -> None:
     sharded = step(
         jax.device_put(params, placed),
         jax.device_put(state, shardings(state, mesh)),
-        jax.device_put(tokens, batch_sharding(mesh)),
+        jax.device_put(tokens, on(mesh, "activations/tokens", tokens.shape)),
     )
     assert len(sharded[1]["embedding"][...].sharding.device_set) == 8
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(sharded), strict=True):
         np.testing.assert_allclose(one, eight, rtol=2e-3, atol=2e-5)
-    assert batch_sharding(mesh, axis=1).shard_shape((3, 8, 5)) == (3, 2, 5)
+    batch = batch_shardings({"tokens": np.zeros((3, 8, 5))}, mesh)["tokens"]
+    assert batch.shard_shape((3, 8, 5)) == (3, 2, 5)
     assert jax.device_put(1.0, replicated(mesh)).sharding.is_fully_replicated
 
 
 def test_eight_devices_compute_what_one_does(on_devices):
     on_devices(shards_and_computes_alike)
+
+
+def batches_activations_and_caches() -> None:
+    mesh = make_mesh(ParallelSettings(mesh={"data": 2, "tensor": 2, "context": 2}))
+
+    def part(path: str, *shape: int) -> tuple[int, ...]:
+        return on(mesh, path, shape).shard_shape(shape)
+
+    assert part("batch/tokens", 3, 4, 64) == (3, 2, 32)
+    assert part("batch/tokens", 3, 4, 63) == (3, 2, 63)  # no whole parts
+    assert part("activations/hidden", 4, 64, 16) == (2, 32, 16)
+    assert part("activations/heads", 4, 64, 2, 8) == (2, 32, 1, 8)
+    # Sequences that are sampled go over the context axis as well.
+    assert part("sampler/contexts/keys", 5, 4, 2, 8, 64) == (5, 1, 1, 8, 64)
+    assert part("sampler/slots/values", 5, 4, 3, 2, 64, 8) == (5, 1, 3, 1, 64, 8)
+    assert part("sampler/slots/logits", 4, 3, 48) == (1, 3, 48)
+
+
+def test_what_is_computed_is_split_by_the_table(on_devices):
+    on_devices(batches_activations_and_caches)

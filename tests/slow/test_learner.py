@@ -118,6 +118,31 @@ def test_micro_batch_size_padding_and_chunks_do_not_matter(reference):
     assert_same(loss_and_gradient(padded, settings), reference)
 
 
+def shared_beginnings() -> list[Sample]:
+    """The samples, with contexts that begin alike: by one of two prompts."""
+    prompts = ((11, 12, 13, 14, 15), (11, 12, 40))
+    return [
+        dataclasses.replace(s, context_ids=(*prompts[s.context_ids[0] % 2], *s.context_ids))
+        for s in SAMPLES
+    ]
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash"])
+def test_shared_beginnings_do_not_matter(kernel, monkeypatch):
+    samples = shared_beginnings()
+    alone = loss_and_gradient(pack(samples, per_row=1, micro_batch_rows=2))
+    for module in ("fst_jax.models.row_attention", "fst_jax.slow.packing"):
+        monkeypatch.setattr(f"{module}.kernel_of", lambda mesh: kernel)
+    share.clear_cache()
+    shared = pack(samples, 2, 2, tiny.one_device(), contexts=3)
+    assert (shared.layout is not None) == (kernel == "splash")
+    assert np.count_nonzero(shared.segments) < sum(len(s.ids) for s in samples) + sum(
+        map(len, {s.context_ids for s in samples})
+    )
+    assert_same(loss_and_gradient(shared), alone)
+    share.clear_cache()
+
+
 def make_learner(params: nnx.State, settings: SlowSettings) -> Learner:
     """A learner at `params` with the base as its reference; it owns its buffers."""
     learner = Learner(
