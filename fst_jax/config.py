@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from fst_jax.errors import ConfigError
 
+Optimizer = Literal["adamw", "adamw_bfloat16", "adafactor"]
+Remat = Literal["none", "dots", "full", "offload"]
+
 
 def setting(default: Any, help: str) -> Any:
     """A dataclass field with a default and the text that `--help` and the docs show."""
@@ -32,13 +35,14 @@ class ModelSettings:
     )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32",
-        "Compute dtype of the forward pass; parameters and optimiser stay float32. "
-        "bfloat16 on TPU and GPU; float32 is faster on most CPUs (ours, measured).",
+        "Compute dtype of the forward pass; parameters and optimiser stay float32, but for those "
+        "that LoRA freezes, which are held in this dtype. bfloat16 on TPU and GPU; float32 is faster on most CPUs (ours, measured).",
     )
-    remat: bool = setting(
-        False,
-        "Recompute each layer in the backward pass: less memory, about a third more compute. "
-        "Ours: off, since small models fit.",
+    remat: Remat = setting(
+        "none",
+        "What the backward pass computes anew, to save memory: none; dots: all but the outputs of "
+        "linear layers; full: whole layers, about a third more compute; offload: as full, with the "
+        "layers' inputs kept in the host's memory. Ours: none, since small models fit.",
     )
     chat_template: dict[str, Any] = setting(
         {}, "Extra arguments of the chat template, e.g. {enable_thinking: true} for Qwen3."
@@ -114,6 +118,12 @@ class SlowSettings:
     objective: Literal["cispo"] = setting("cispo", "Policy-gradient objective (paper §3).")
     learning_rate: float = setting(1e-6, "Peak learning rate of AdamW (paper app.: 1e-6).")
     warmup_steps: int = setting(10, "Linear warm-up, then constant (paper app.: 10).")
+    optimizer: Optimizer = setting(
+        "adamw",
+        "adamw (paper app.); adamw_bfloat16: its first moment in bfloat16; adafactor: of a "
+        "matrix's second moments only means over rows and columns, no first moment (arXiv "
+        "1804.04235).",
+    )
     adam_b1: float = setting(0.9, "AdamW first-moment decay (paper app.).")
     adam_b2: float = setting(0.999, "AdamW second-moment decay (paper app.).")
     weight_decay: float = setting(0.0, "AdamW weight decay (paper app.: 0).")
@@ -147,6 +157,26 @@ class SlowSettings:
         1024,
         "Completion tokens per chunk of the vocabulary head: memory is chunk × vocabulary (ours: "
         "0.6 GiB with 150,000 tokens).",
+    )
+    reference: Literal["copy", "offload"] = setting(
+        "copy",
+        "Where the reference waits: copy: on the devices, sharded like θ; offload: in the host's "
+        "memory, on the devices only while it is evaluated. With LoRA the reference is the frozen "
+        "base, and there is no copy (ours).",
+    )
+    lora_rank: int = setting(
+        0,
+        "Rank of LoRA adapters (arXiv 2106.09685), trained in place of the weights; 0: the weights "
+        "themselves are trained (paper).",
+    )
+    lora_alpha: float = setting(
+        32.0, "α: adapters are scaled by α / rank (ours: PEFT's usual value; open in the paper)."
+    )
+    lora_layers: str = setting(
+        "attention|mlp",
+        "Regular expression, searched for in the paths of linear layers: layers/attention/query, "
+        "key, value, output, layers/mlp/gate, up, down, and head (ours: all but the head, as in "
+        "QLoRA, arXiv 2305.14314).",
     )
 
 
@@ -332,6 +362,17 @@ class Config:
             "slow.enabled and fast.enabled are both false: nothing would learn",
         )
         require(
+            _is_pattern(self.slow.lora_layers),
+            "slow.lora_layers",
+            f"not a regular expression: {self.slow.lora_layers!r}",
+        )
+        require(
+            self.slow.reference == "copy" or self.slow.lora_rank == 0,
+            "slow.reference",
+            "with LoRA the reference is the base that the policy uses too, so that there is "
+            "nothing to offload: set it to copy, or slow.lora_rank to 0",
+        )
+        require(
             re.fullmatch(r"\w[\w .+=@-]{0,99}", self.name) is not None
             and self.name == self.name.strip(),
             "name",
@@ -391,6 +432,14 @@ class Config:
         return self
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 _MINIMA = {
     "rollout.group_size": 1,
     "rollout.problems_per_step": 1,
@@ -402,6 +451,7 @@ _MINIMA = {
     "slow.kl_coefficient": 0,
     "slow.micro_batch_rows": 1,
     "slow.head_chunk": 1,
+    "slow.lora_rank": 0,
     "sft.warmup_steps": 0,
     "sft.updates": 1,
     "sft.batch_size": 1,
@@ -430,6 +480,7 @@ _POSITIVE = (
     "sft.learning_rate",
     "slow.max_grad_norm",
     "slow.clip_threshold",
+    "slow.lora_alpha",
     "eval.temperature",
     "task.timeout_s",
     "parallel.start_timeout_s",

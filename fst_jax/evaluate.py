@@ -23,6 +23,7 @@ from flax import nnx
 from fst_jax.config import Config
 from fst_jax.fast.pool import Pool
 from fst_jax.parallel.distributed import is_main, start
+from fst_jax.parallel.sharding import on_devices
 from fst_jax.parts import Inputs, load_weights, make_actor, make_parity, read_inputs
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder, by_step
@@ -105,7 +106,7 @@ class Evaluator:
             "n": rewards.size,
             **drift(
                 params,
-                self._base,
+                on_devices(self._base),
                 batch,
                 graphdef=self._graphdef,
                 mesh=self._mesh,

@@ -21,6 +21,7 @@ from fst_jax.fast.evolve import EvolveReport
 from fst_jax.fast.pool import Pool
 from fst_jax.fast.reuse import Leftovers
 from fst_jax.models.huggingface import save_model
+from fst_jax.models.peft import save_adapter
 from fst_jax.parallel.chips import utilisation
 from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.parts import Inputs
@@ -170,7 +171,10 @@ class Journal:
         self._show("eval", shown, {key: values[key] for key in ("task", "weights", "context")})
 
     def checkpoint(self) -> None:
-        """Save everything a resumed run needs, and θ as a Hugging Face folder in export/."""
+        """Save everything a resumed run needs, and θ as a Hugging Face folder in export/.
+
+        Where adapters are trained, export/ holds them merged, adapter/ by themselves.
+        """
         host: dict[str, Any] = {"progress": self.progress.to_json()}
         if self._metrics:  # process 0 alone writes this part
             host |= {
@@ -179,6 +183,9 @@ class Journal:
             }
         self._checkpoints.save(self.progress.step, self._arrays(), host)
         self._export(self.folder.export)
+        if self._learner is not None and self._learner.adapters is not None:
+            alpha, base = self._config.slow.lora_alpha, self._config.model.path
+            save_adapter(self.folder.adapter, self._learner.adapters, alpha, base)
         self._checkpoints.wait()
 
     def keep_weights(self) -> None:

@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 from fst_jax.config import Config
 from fst_jax.errors import ConfigError, EngineError, ModelError, UserError
 from fst_jax.models.config import ModelConfig
-from fst_jax.models.decoder import Decoder
+from fst_jax.models.decoder import Decoder, abstract_params
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model, save_model
+from fst_jax.models.lora import chosen
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import placer
 from fst_jax.rollout.chat import Chat
@@ -125,19 +126,23 @@ def _architecture(config: Config, folder: Path) -> ModelConfig:
             f"rollout.max_prompt_tokens + rollout.max_new_tokens = {total} exceed the context of "
             f"{folder.name}, {model.max_position_embeddings} tokens: lower one of them"
         )
+    if config.slow.enabled and config.slow.lora_rank:
+        chosen(abstract_params(model), config.slow.lora_layers)
     return model
 
 
 def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> Decoder:
-    """The decoder with float32 parameters, each placed on the mesh by its rule.
+    """The decoder with its parameters placed on the mesh by their rules, in float32.
 
-    `folder` names other weights of the same architecture: a run's export.
+    Those that LoRA freezes are held in the compute dtype.  `folder` names other weights of the same
+    architecture: a run's export.
     """
-
+    dtype = jnp.dtype(config.model.dtype)
+    frozen = config.slow.enabled and config.slow.lora_rank > 0
     return load_model(
         folder or resolve(config.model.path),
-        dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.float32,
+        dtype=dtype,
+        param_dtype=dtype if frozen else jnp.float32,
         remat=config.model.remat,
         place=placer(inputs.mesh),
     )
@@ -205,4 +210,6 @@ def make_parity(config: Config, inputs: Inputs, actor: Actor, model: Decoder) ->
 
 def make_learner(config: Config, inputs: Inputs, model: Decoder) -> Learner | None:
     """The slow weights' learner, or None where they stay frozen."""
-    return Learner(model, config.slow, inputs.mesh) if config.slow.enabled else None
+    if not config.slow.enabled:
+        return None
+    return Learner(model, config.slow, inputs.mesh, config.seed)

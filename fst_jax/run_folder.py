@@ -57,6 +57,10 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
     def exports(self) -> Path:
         return self.path / "exports"
 

@@ -31,6 +31,7 @@ from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
 from fst_jax.journal import Journal, Progress
 from fst_jax.parallel.distributed import agreed, any_of, is_main, start
+from fst_jax.parallel.sharding import on_devices
 from fst_jax.parts import load_weights, make_actor, make_learner, make_parity, read_inputs
 from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.parity import Parity
@@ -65,6 +66,7 @@ def train(config: Config) -> None:
         return learner.params if learner else base
 
     def held_out(params: Any, name: str, context: str) -> None:
+        params = on_devices(params)  # the base may wait elsewhere
         prompts = [exam.task.seed_prompt] if context == "seed" else texts(progress.pool)
         sync(actor, parity, params, progress.step)
         for values, shown in evaluator(params, prompts):

@@ -25,9 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from fst_jax.config import Remat
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.rope import rope_tables, rotate
 
@@ -38,7 +40,15 @@ Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 _INIT_STDDEV = 0.02  # initializer_range of all three families
 _CPU_BLOCK = 384
 _UNROLLED_LAYERS = 4  # a loop this short costs a tenth to a fifth of a small model's step
+_LAYER_INPUT, _LINEAR_OUTPUT = "layer_input", "linear_output"  # activations that remat may keep
 _float32_matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> Any:
+    """Paths, shapes and dtypes of a decoder's parameters; nothing is computed."""
+    return nnx.eval_shape(
+        lambda: nnx.state(Decoder(config, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    )
 
 
 def parameter_path(keys: tuple[Any, ...]) -> str:
@@ -65,7 +75,10 @@ def _matmul(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Arra
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias), with kernel [in, out] cast to the dtype of x."""
+    """x @ kernel (+ bias), with kernel [in, out] cast to the dtype of x.
+
+    `adapter`, if one is attached (`models/lora.py`), maps x to what is added to that.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool, param_dtype: DTypeLike, rngs: nnx.Rngs
@@ -73,10 +86,13 @@ class Linear(nnx.Module):
         init = nnx.initializers.normal(_INIT_STDDEV)
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), param_dtype)) if bias else None
+        self.adapter: Callable[[Array], Array] | None = None
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         y = _matmul(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = y if self.adapter is None else y + self.adapter(x)
+        return checkpoint_name(y, _LINEAR_OUTPUT)
 
 
 class RMSNorm(nnx.Module):
@@ -158,12 +174,40 @@ class Layer(nnx.Module):
         return x + self.mlp(self.mlp_norm(x)), layer_output
 
 
+def rematerialized(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """The layer `body` of a scan, its activations kept for the backward pass or computed anew.
+
+    none     all are kept
+    dots     the outputs of linear layers are kept; attention, norms and products are recomputed
+    full     the layer's input alone is kept (Chen et al. 2016, arXiv 1604.06174)
+    offload  as full, with the inputs waiting in the host's memory: per token and layer that moves
+             one hidden state each way, where the outputs of linear layers would be ten times that
+    """
+    policies = jax.checkpoint_policies
+    match remat:
+        case "none":
+            return body
+        case "dots":
+            policy = policies.save_only_these_names(_LINEAR_OUTPUT)
+        case "full":
+            policy = policies.nothing_saveable
+        case "offload":
+            policy = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=[_LAYER_INPUT],
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+    # Within a scan XLA cannot undo the recomputation, so no barriers are needed.
+    return jax.checkpoint(body, prevent_cse=False, policy=policy)
+
+
 class Decoder(nnx.Module):
     """Token ids in, final hidden states out; `logits` turns hidden states into logits.
 
     `dtype` is the dtype of activations and matrix products, `param_dtype` that of the stored
-    parameters (cast at use).  `remat` recomputes each layer in the backward pass instead of
-    keeping its activations.  Building one draws random parameters from `rngs.params`.
+    parameters (cast at use).  `remat` says what of each layer the backward pass recomputes (see
+    `rematerialized`).  Building one draws random parameters from `rngs.params`.
     """
 
     def __init__(
@@ -172,7 +216,7 @@ class Decoder(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
@@ -209,14 +253,14 @@ class Decoder(nnx.Module):
 
         def body(x: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
             layer_params, layer_cache = layer
+            x = checkpoint_name(x, _LAYER_INPUT)
             x, layer_output = nnx.merge(layers, layer_params)(x, tables, attend, layer_cache)
             return place(x), layer_output
 
-        if self.remat:
-            # Within a scan XLA cannot undo the recomputation, so no barriers are needed.
-            body = jax.checkpoint(body, prevent_cse=False)
+        body = rematerialized(body, self.remat)
         x = place(jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype))
-        unroll = self.config.num_layers <= _UNROLLED_LAYERS
+        # Unrolled, XLA would see both copies of a recomputed layer and merge them again.
+        unroll = self.config.num_layers <= _UNROLLED_LAYERS and self.remat == "none"
         x, outputs = jax.lax.scan(body, x, (params, cache), unroll=unroll)
         return self.norm(x), outputs
 
@@ -226,9 +270,10 @@ class Decoder(nnx.Module):
             weights, pattern = self.embedding[...], "...d,vd->...v"
         else:
             weights, pattern = self.head.kernel[...], "...d,dv->...v"
-        return jnp.einsum(
-            pattern,
-            hidden.astype(self.dtype),
-            weights.astype(self.dtype),
-            preferred_element_type=jnp.float32,
+        hidden = hidden.astype(self.dtype)
+        logits = jnp.einsum(
+            pattern, hidden, weights.astype(self.dtype), preferred_element_type=jnp.float32
         )
+        if self.head is None or self.head.adapter is None:
+            return logits
+        return logits + self.head.adapter(hidden)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from fst_jax.config import Remat
 from fst_jax.errors import ModelError
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder, parameter_path
@@ -44,7 +45,7 @@ Place = Callable[[str, np.ndarray], jax.Array]  # a parameter's path and value, 
 _MAX_SHARD_BYTES = 5 * 10**9  # what transformers writes by default
 
 
-def _tensor_names(path: str, shape: tuple[int, ...]) -> list[str]:
+def tensor_names(path: str, shape: tuple[int, ...]) -> list[str]:
     """The tensors that make up one parameter: one per layer if it is stacked."""
     module, _, leaf = path.rpartition("/")
     pattern = _MODULES[module or path] + (".bias" if leaf == "bias" else ".weight")
@@ -56,7 +57,7 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
     place: Place | None = None,
 ) -> Decoder:
     """The decoder of a local folder, read one parameter at a time.
@@ -90,7 +91,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         path = parameter_path(keys)
         part = leaf.shape[1:] if path.startswith("layers/") else leaf.shape
         part = part[::-1] if path.endswith("/kernel") else part
-        shapes |= dict.fromkeys(_tensor_names(path, leaf.shape), part)
+        shapes |= dict.fromkeys(tensor_names(path, leaf.shape), part)
     return shapes
 
 
@@ -129,7 +130,7 @@ def _assemble(
     dtype: DTypeLike | None,
 ) -> np.ndarray:
     """One parameter on the host, in our layout."""
-    names = _tensor_names(path, shape)
+    names = tensor_names(path, shape)
     stacked, transposed = path.startswith("layers/"), path.endswith("/kernel")
     # Layers of different dtypes get the one that holds all of them exactly.
     dtype = dtype or np.result_type(*{tensors.dtypes[name] for name in names})
@@ -160,7 +161,7 @@ def save_model(
     parts: dict[str, tuple[str, jax.Array, int | None]] = {}
     for keys, value in jax.tree_util.tree_leaves_with_path(params):
         path = parameter_path(keys)
-        names = _tensor_names(path, value.shape)
+        names = tensor_names(path, value.shape)
         for i, name in enumerate(names):
             parts[name] = (path, value, i if path.startswith("layers/") else None)
     if config.tie_word_embeddings and any(source.glob("*.safetensors")):

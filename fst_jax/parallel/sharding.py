@@ -40,7 +40,18 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/mlp/down/bias", PartitionSpec(None, None)),
     (r"layers/(input|mlp)_norm/scale", PartitionSpec(None, None)),
     (r"norm/scale", PartitionSpec(None)),
-    (r"ns_coeffs", PartitionSpec(None)),  # of the Muon optimiser
+    # LoRA's factors A [L, in, r] and B [L, r, out], as the dimensions of their kernels are
+    (r"head/a", PartitionSpec("fsdp", None)),
+    (r"head/b", PartitionSpec(None, "tensor")),
+    (r"layers/(attention/(query|key|value)|mlp/(gate|up))/a", PartitionSpec(None, "fsdp", None)),
+    (r"layers/(attention/(query|key|value)|mlp/(gate|up))/b", PartitionSpec(None, None, "tensor")),
+    (r"layers/(attention/output|mlp/down)/a", PartitionSpec(None, "tensor", None)),
+    (r"layers/(attention/output|mlp/down)/b", PartitionSpec(None, None, "fsdp")),
+    # Of optimisers: Muon's constants, and Adafactor's means over rows and columns, which are so
+    # much smaller than their matrices that every device holds them
+    (r"ns_coeffs", PartitionSpec(None)),
+    (r"v_(row|col)/layers/.+/kernel", PartitionSpec(None, None)),
+    (r"v_(row|col)/(embedding|head/kernel)", PartitionSpec(None)),
     # Micro-batches [M, R, tokens or targets], and what is computed of one
     (r"batch/\w+", PartitionSpec(None, ROWS, "context")),
     (r"activations/(tokens|targets)", PartitionSpec(ROWS, "context")),
@@ -66,13 +77,13 @@ def path_of(keys: tuple[Any, ...]) -> str:
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """How to split an array: by the first rule whose pattern ends its path.
 
-    An axis that does not divide its dimension is dropped there.  Scalars, such as an optimiser's
-    counts, are replicated.
+    An axis that does not divide its dimension is dropped there.  Single numbers, such as an
+    optimiser's counts, are replicated.
 
     Raises:
       KeyError: no rule fits.
     """
-    if not shape:
+    if math.prod(shape) == 1:
         return PartitionSpec()
     for pattern, axes in _COMPILED:
         if pattern.fullmatch(path) and len(axes) == len(shape):
@@ -136,6 +147,21 @@ def whole_shards(rows: int, mesh: Mesh, axes: tuple[str, ...] = ROWS) -> int:
     """`rows` rounded up so that every shard of a batch has equally many."""
     count = shards(mesh, axes)
     return -(-rows // count) * count
+
+
+def in_host_memory(tree: Any) -> Any:
+    """Arrays, split as they are, in the memory of the hosts of their devices."""
+    return jax.device_put(tree, jax.memory.Space.Host)
+
+
+def on_devices(tree: Any) -> Any:
+    """Arrays, split as they are, in the memory of their devices; also within a jitted function.
+
+    `tree` itself if they are there already.
+    """
+    space = jax.memory.Space.Device
+    there = all(jax.typeof(x).memory_space == space for x in jax.tree.leaves(tree))
+    return tree if there else jax.device_put(tree, space)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

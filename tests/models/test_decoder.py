@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fst_jax.config import Remat
 from fst_jax.models.attention import attention
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder, Linear, parameter_path
@@ -131,22 +133,36 @@ def test_stepwise_decoding_with_a_cache_equals_the_full_pass(model):
     np.testing.assert_allclose(cache[0], keys, atol=2e-5)
 
 
-def test_remat_changes_nothing():
-    def gradients(remat: bool):
-        graphdef, params = nnx.split(loaded("qwen3", remat=remat))
+def gradient_program(remat: str) -> tuple:
+    """The gradient of a loss over TOKENS, to be called with the parameters, and those."""
+    graphdef, params = nnx.split(loaded("qwen3", remat=remat))
 
-        @jax.jit
-        @jax.grad
-        def grad(params):
-            model = nnx.merge(graphdef, params)
-            hidden, _ = model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))
-            return (model.logits(hidden) ** 2).mean()
+    def loss(params):
+        model = nnx.merge(graphdef, params)
+        hidden, _ = model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), full_attend(6))
+        return (model.logits(hidden) ** 2).mean()
 
-        return grad(params)
+    return jax.grad(loss), params
 
-    plain, remat = gradients(False), gradients(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, remat)
+
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
+def test_remat_changes_no_gradient(remat):
+    plain, found = (jax.jit(f)(p) for f, p in map(gradient_program, ("none", remat)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, found)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
+
+
+def test_remat_computes_anew_what_it_says():
+    programs = {name: str(jax.make_jaxpr(f)(p)) for name, (f, p) in
+                {name: gradient_program(name) for name in get_args(Remat)}.items()}  # fmt: skip
+    products = {name: text.count("dot_general") for name, text in programs.items()}
+    # Each of the seven linear layers stands twice in the text: as on the CPU, and as elsewhere.
+    # `full` leaves out the last, whose output no gradient needs; attention has two products.
+    assert products["dots"] == products["none"] + 2
+    assert products["full"] == products["offload"] == products["none"] + 2 * 6 + 2
+    assert ["Host" in programs[name] or "pinned_host" in programs[name] for name in products] == [
+        False, False, False, True
+    ]  # fmt: skip
 
 
 def test_one_state_of_stacked_parameters_at_readable_paths():

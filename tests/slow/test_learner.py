@@ -14,7 +14,9 @@ from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.local import LocalEngine
 from fst_jax.slow.advantages import group_advantages
 from fst_jax.slow.drift import drift
-from fst_jax.slow.learner import Learner, LearnerState, learning_rate, micro_batch_loss
+from fst_jax.slow.learner import Learner, LearnerState, micro_batch_loss
+from fst_jax.slow.logprobs import score_tokens
+from fst_jax.slow.optimizer import learning_rate
 from fst_jax.slow.packing import Batch, Sample, pack
 from tests.slow import tiny
 
@@ -34,8 +36,10 @@ PARAMS = tiny.perturbed(BASE, seed=1, scale=0.05)  # away from the reference, so
 
 @functools.partial(jax.jit, static_argnames="settings")
 def share(params: nnx.State, rows: Batch, settings: SlowSettings) -> tuple:
+    mesh = tiny.one_device()
+    base = score_tokens(nnx.merge(GRAPHDEF, BASE), rows, settings.head_chunk, mesh).logprob
     return jax.value_and_grad(micro_batch_loss, has_aux=True)(
-        params, BASE, rows, GRAPHDEF, settings, tiny.one_device()
+        params, BASE, rows, base, GRAPHDEF, settings, mesh
     )
 
 

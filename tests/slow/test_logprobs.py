@@ -25,7 +25,7 @@ def targets(batch: Batch) -> list[tuple[slice, int, int]]:
 
 @pytest.mark.parametrize(
     ("family", "remat"),
-    [("llama", False), ("qwen2", False), ("qwen3", False), ("qwen3", True)],
+    [("llama", "none"), ("qwen2", "none"), ("qwen3", "none"), ("qwen3", "dots")],
 )
 def test_packed_scores_equal_a_plain_forward(family, remat):
     model = tiny.model(family, remat=remat)

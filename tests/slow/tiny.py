@@ -27,7 +27,7 @@ def config(family: str = "qwen3") -> ModelConfig:
 
 @functools.cache
 def model(
-    family: str = "qwen3", dtype: str = "float32", remat: bool = False, seed: int = 0
+    family: str = "qwen3", dtype: str = "float32", remat: str = "none", seed: int = 0
 ) -> Decoder:
     """Weights large enough that every part of the model shows in the logits."""
     decoder = Decoder(config(family), dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
