@@ -36,7 +36,8 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32",
         "Compute dtype of the forward pass; parameters and optimiser stay float32, but for those "
-        "that LoRA freezes, which are held in this dtype. bfloat16 on TPU and GPU; float32 is faster on most CPUs (ours, measured).",
+        "that LoRA freezes, which are held in this dtype. bfloat16 on TPU and GPU; float32 is "
+        "faster on most CPUs (ours, measured).",
     )
     remat: Remat = setting(
         "none",
@@ -155,8 +156,8 @@ class SlowSettings:
     )
     head_chunk: int = setting(
         1024,
-        "Completion tokens per chunk of the vocabulary head: memory is chunk × vocabulary (ours: "
-        "0.6 GiB with 150,000 tokens).",
+        "Completion tokens per chunk of the vocabulary head: memory is two to four arrays of chunk "
+        "× vocabulary (ours: of 0.6 GiB with 150,000 tokens).",
     )
     reference: Literal["copy", "offload"] = setting(
         "copy",

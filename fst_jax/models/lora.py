@@ -24,10 +24,13 @@ from fst_jax.models.decoder import Decoder, parameter_path
 
 
 class LowRank(NamedTuple):
-    """The trained factors of one linear layer, or of the stack of L layers; float32."""
+    """The trained factors of one linear layer, or of the stack of L layers; float32.
 
-    a: Float[Array, "*L I r"]
-    b: Float[Array, "*L r O"]
+    JAX arrays, or NumPy's where they are read from a file.
+    """
+
+    a: Float[Any, "*L I r"]
+    b: Float[Any, "*L r O"]
 
 
 Adapters = dict[str, LowRank]  # by path: layers/attention/query, layers/mlp/down, head

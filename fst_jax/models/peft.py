@@ -22,7 +22,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT wraps the model twice
 # Variants of LoRA that compute something else, as adapter_config.json switches them on.
 _VARIANTS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
-             "layers_pattern", "fan_in_fan_out", "lora_bias", "trainable_token_indices")  # fmt: skip
+             "fan_in_fan_out", "lora_bias", "trainable_token_indices", "alora_invocation_tokens",
+             "target_parameters", "layer_replication")  # fmt: skip
 
 
 def save_adapter(folder: Path, adapters: Adapters, alpha: float, base: str) -> None:

@@ -5,8 +5,9 @@
 The reference is the base model under the same prompt φ.  The policy term leaves
 out groups without variance, in its denominator too; the KL regularizer covers
 every sampled token, so that a policy which earns nothing still returns to the
-base.  The reference is scored first, then gradients accumulate over micro-batches in a `lax.scan`; a step whose
-gradient is not finite changes nothing and is counted.
+base.  The reference is scored first, then gradients accumulate over
+micro-batches in a `lax.scan`; a step whose gradient is not finite changes
+nothing and is counted.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Adapters: where they go, where they start, and that they are the merged weights' low-rank part."""
+"""Adapters: where they go, where they start, and that they compute what merged weights do."""
 
 import functools
 
@@ -101,7 +101,7 @@ def test_merged_weights_compute_the_same_and_equal_numpy():
 
 
 def test_gradients_are_those_of_the_merged_weights_projected():
-    """dA = scale · dW Bᵀ and dB = scale · Aᵀ dW, where dW is the dense model's at W + scale · A B."""
+    """dA = scale · dW Bᵀ and dB = scale · Aᵀ dW, with dW the dense model's at W + scale · A B."""
     adapters = random_adapters()
 
     def loss(logits):

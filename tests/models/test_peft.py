@@ -48,7 +48,16 @@ def test_the_files_are_pefts(adapter, base):
     assert settings["peft_type"] == "LORA" and settings["task_type"] == "CAUSAL_LM"
     assert settings["r"] == RANK and settings["lora_alpha"] == ALPHA
     assert settings["base_model_name_or_path"] == str(base)
-    modules = ["down_proj", "gate_proj", "k_proj", "lm_head", "o_proj", "q_proj", "up_proj", "v_proj"]
+    modules = [
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "lm_head",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
     assert settings["target_modules"] == modules
     tensors = load_file(adapter / "adapter_model.safetensors")
     assert len(tensors) == 2 * (3 * 7 + 1)
