@@ -1,7 +1,7 @@
 """Memory of the training step, as XLA plans it: head, remat, optimisers, reference, LoRA.
 
     .venv/bin/python benchmarks/memory.py                        # for this machine's CPU
-    .venv/bin/python benchmarks/memory.py --topology v5e:2x2     # for a TPU chip; needs libtpu only
+    .venv/bin/python benchmarks/memory.py --topology v5p:2x2x1     # for a TPU chip; needs libtpu only
 
 Each row is the real `train_step`, compiled and not run: `memory_analysis()` of the executable.
 Temporaries are what it needs beside its arguments: activations, gradients, logits.  Arguments are
@@ -166,7 +166,7 @@ def states(mesh: Mesh) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--topology", default="cpu", help="cpu, or a TPU topology as v5e:2x2")
+    parser.add_argument("--topology", default="cpu", help="cpu, or a TPU topology as v5p:2x2x1")
     parser.add_argument("--only", choices=["head", "remat", "states"], help="one table")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

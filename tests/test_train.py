@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from fst_jax.convert import main as convert
 from fst_jax.fast.pool import Pool
 from fst_jax.journal import Journal
 from fst_jax.models.huggingface import load_model
@@ -245,6 +248,30 @@ def test_killed_run_resumes_as_if_undisturbed(
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_adapters_are_trained_exported_and_resumed(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = ("--slow.lora_rank", "2", "--slow.lora_layers", "attention", "--fast.enabled", "false")
+    for output, ends in (("whole", "4"), ("halves", "2"), ("halves", "4")):
+        argv = arguments(model, task, tmp_path / output, *lora, "--eval.every", "0")
+        assert run(monkeypatch, [*argv, "--train.steps", ends]) == 0
+    whole, halves = (tmp_path / output / "ci_tiny" for output in ("whole", "halves"))
+    found = [e for e in untimed(halves) if e["event"] == "step" or e["step"] != 2]  # an old end
+    assert found == untimed(whole)
+    assert max(e["kl_k3"] for e in found if e["event"] == "step") > 0
+    for name in ("export/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (halves / name).read_bytes() == (whole / name).read_bytes()
+    # export/ is the base with the adapter merged in, in the attention alone.
+    assert convert([str(whole / "adapter"), str(tmp_path / "merged")]) == 0
+    base, export, merged = (
+        load_file(path / "model.safetensors")
+        for path in (model, whole / "export", tmp_path / "merged")
+    )
+    for name, weight in base.items():
+        np.testing.assert_allclose(export[name], merged[name], atol=1e-7)
+        assert (export[name] != weight).any() == ("self_attn" in name and "_proj" in name), name
+
+
 def test_dry_run_writes_nothing(
     model: Path,
     task: Path,
@@ -294,6 +321,9 @@ def test_task_that_fails(
         (["--rollout.max_prompt_tokens", "2000"], "exceed the context"),
         (["--rollout.max_prompt_tokens", "12", "--fast.max_prompt_tokens", "8"], "takes"),
         (["--fast.metric_calls", "3"], "metric_calls"),
+        (["--slow.lora_rank", "2", "--slow.lora_layers", "q_proj"], "fits no linear layer"),
+        (["--slow.lora_rank", "2", "--slow.lora_layers", "("], "not a regular expression"),
+        (["--slow.lora_rank", "2", "--slow.reference", "offload"], "nothing to offload"),
         (["--fast.max_prompt_tokens", "395"], "leave room"),
         (["--rollout.group_size", "1", "--fast.enabled", "false"], "at least 2"),
         (["--slow.enabled", "false", "--fast.enabled", "false"], "nothing would learn"),

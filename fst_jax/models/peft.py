@@ -24,6 +24,7 @@ _PREFIX = "base_model.model."  # PEFT wraps the model twice
 _VARIANTS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
              "fan_in_fan_out", "lora_bias", "trainable_token_indices", "alora_invocation_tokens",
              "target_parameters", "layer_replication")  # fmt: skip
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 
 
 def save_adapter(folder: Path, adapters: Adapters, alpha: float, base: str) -> None:
@@ -107,6 +108,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     if missing:
         raise ModelError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))}: add them.")
     used = [name for name in _VARIANTS if settings.get(name)]
+    if settings.get("init_lora_weights", True) not in (True, False, *_PLAIN_STARTS):
+        used.append("init_lora_weights")  # such starts, as PiSSA, change the base too
     if settings["peft_type"] != "LORA" or settings.get("bias", "none") != "none" or used:
         raise ModelError(
             f"{folder} is not plain LoRA without biases, which alone is supported: "

@@ -112,6 +112,7 @@ def drop_one(folder):
         (change(peft_type="IA3"), "not plain LoRA"),
         (change(use_dora=True), "not plain LoRA.*use_dora"),
         (change(rank_pattern={"q_proj": 2}), "not plain LoRA.*rank_pattern"),
+        (change(init_lora_weights="pissa"), "not plain LoRA.*init_lora_weights"),
         (change(r=RANK + 1), "does not fit the model"),
         (drop_one, "does not fit the model.*down_proj"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read"),
