@@ -1,7 +1,7 @@
 """Memory of the training step, as XLA plans it: head, remat, optimisers, reference, LoRA.
 
-    .venv/bin/python benchmarks/memory.py                        # for this machine's CPU
-    .venv/bin/python benchmarks/memory.py --topology v5p:2x2x1     # for a TPU chip; needs libtpu only
+    .venv/bin/python benchmarks/memory.py                       # for this machine's CPU
+    .venv/bin/python benchmarks/memory.py --topology v5p:2x2x1  # for a TPU chip; needs libtpu
 
 Each row is the real `train_step`, compiled and not run: `memory_analysis()` of the executable.
 Temporaries are what it needs beside its arguments: activations, gradients, logits.  Arguments are

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -17,6 +16,7 @@ from fst_jax.errors import ModelError
 from fst_jax.models.folder import publish
 from fst_jax.models.huggingface import tensor_names
 from fst_jax.models.lora import Adapters, LowRank, linear_layers
+from fst_jax.parallel.distributed import is_main, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT wraps the model twice
@@ -30,11 +30,12 @@ _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 def save_adapter(folder: Path, adapters: Adapters, alpha: float, base: str) -> None:
     """Write adapters for PEFT; an existing `folder` is replaced once the new one is complete.
 
-    `base` is the folder or the hub name of the model that they correct.
+    `base` is the folder or the hub name of the model that they correct.  Every process of a run of
+    several calls this; process 0 writes.
     """
     tensors: dict[str, np.ndarray] = {}
     for path, factors in adapters.items():
-        for letter, value in zip("AB", jax.device_get(factors), strict=True):
+        for letter, value in zip("AB", map(whole, factors), strict=True):
             names = _names(path, value.shape, letter)
             each = value if path.startswith("layers/") else value[None]
             tensors |= {n: np.ascontiguousarray(x.T) for n, x in zip(names, each, strict=True)}
@@ -50,6 +51,8 @@ def save_adapter(folder: Path, adapters: Adapters, alpha: float, base: str) -> N
         "target_modules": sorted(modules),
         "inference_mode": True,
     }
+    if not is_main():
+        return
     with publish(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fst_jax.config import ParallelSettings
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
+from fst_jax.models.lora import starting_adapters
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import RULES, batch_shardings, path_of, replicated, shardings, spec
 
@@ -46,14 +47,16 @@ def on(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def test_every_parameter_has_exactly_one_rule():
-    paths = leaves(nnx.state(decoder()))
+    params = nnx.state(decoder())
+    adapters = starting_adapters(params, "", 2, jax.random.key(0))
+    paths = leaves(params) | leaves(adapters)
     used = set()
     for path, leaf in paths.items():
         rules = [(pattern, axes) for pattern, axes in RULES if re.fullmatch(pattern, path)]
         assert len(rules) == 1, path
         assert len(rules[0][1]) == leaf.ndim, path
         used.add(rules[0][0])
-    others = ("ns_coeffs", "batch/", "activations/", "sampler/")  # the first is Muon's
+    others = ("ns_coeffs", "v_(row|col)", "batch/", "activations/", "sampler/")  # optimisers' first
     assert used == {pattern for pattern, _ in RULES if not pattern.startswith(others)}
 
 
