@@ -76,7 +76,7 @@ def read_inputs(config: Config) -> Inputs:
     folder = read(lambda: resolve(config.model.path, weights=False))
     model = exam = None
     if folder is not None:
-        model = read(lambda: _architecture(config, folder))
+        model = read(lambda: architecture(config, folder))
         chat = read(
             lambda: Chat(load_tokenizer(folder), config.model.chat_template, stop_ids(folder))
         )
@@ -118,7 +118,8 @@ def _exam(config: Config, task: Task, chat: Chat) -> Exam:
     return exam
 
 
-def _architecture(config: Config, folder: Path) -> ModelConfig:
+def architecture(config: Config, folder: Path) -> ModelConfig:
+    """The model's, whose context must hold the longest prompt and completion."""
     model = load_config(folder)
     total = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if total > model.max_position_embeddings:

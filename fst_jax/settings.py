@@ -127,9 +127,9 @@ class _Reader:
         base = self.values.get(key, setting.default)
         self.put(key, _merged(base, raw), _COMMAND_LINE)
 
-    def no_value(self, name: str) -> None:
+    def no_value(self, name: str, known: bool) -> None:
         """Note a `--name` at the end of the arguments or before another one."""
-        if name == "config" or schema.owner(name):
+        if known or name == "config" or schema.owner(name):
             self.problem(_COMMAND_LINE, name, "needs a value")
         else:
             self.unknown(_COMMAND_LINE, name)
@@ -159,39 +159,44 @@ def load(
     description: str,
     default_config: str | Path = "configs/quickstart.yaml",
     flags: Mapping[str, str] | None = None,
-) -> tuple[Config, frozenset[str]]:
-    """The Config of `python -m fst_jax.<command>` and which of `flags` (name → help) were given.
+    options: Mapping[str, str] | None = None,
+) -> tuple[Config, dict[str, str]]:
+    """The Config of `python -m fst_jax.<command>`, and what else of the command was given: `flags`
+    (name → help), which have the value "", and `options`, which take one.
 
     `--help` prints every setting and exits.
 
     Raises:
       ConfigError: naming every problem and its file and line.
     """
-    flags = flags or {}
-    reader, path, given, settings = _Reader(), Path(default_config), set(), []
+    flags, options = flags or {}, options or {}
+    reader, path, settings = _Reader(), Path(default_config), []
+    given: dict[str, str] = {}
     pending = list(arguments)
     while pending:
         argument = pending.pop(0)
         name, equals, text = argument.removeprefix("--").partition("=")
         if argument in ("-h", "--help"):
-            print(help_text(command, description, default_config, flags))
+            print(help_text(command, description, default_config, flags, options))
             raise SystemExit(0)
         if not argument.startswith("--") or not name:
             reader.problem(_COMMAND_LINE, argument, "not a setting; write --section.field VALUE")
         elif name in flags and not equals:
-            given.add(name)
+            given[name] = ""
         elif not equals and (not pending or pending[0].startswith("--")):
-            reader.no_value(name)
+            reader.no_value(name, known=name in options)
         else:
             text = text if equals else pending.pop(0)
             if name == "config":
                 path = Path(text)
+            elif name in options:
+                given[name] = text
             else:
                 settings.append((name, text))
     reader.read_file(path)
     for name, text in settings:
         reader.read_argument(name, text)
-    return reader.config(), frozenset(given)
+    return reader.config(), given
 
 
 def load_file(path: str | Path) -> Config:
@@ -237,10 +242,15 @@ def command(run: Callable[[list[str]], int | None]) -> int:
 
 
 def help_text(
-    command: str, description: str, default_config: str | Path, flags: Mapping[str, str]
+    command: str,
+    description: str,
+    default_config: str | Path,
+    flags: Mapping[str, str],
+    options: Mapping[str, str],
 ) -> str:
     """What `--help` prints: usage, flags, and every setting with type, default and help."""
     names = "".join(f" [--{name}]" for name in flags)
+    names += "".join(f" [--{name} VALUE]" for name in options)
     lines = [
         f"usage: python -m fst_jax.{command} [--config FILE] [--section.field VALUE ...]{names}",
         "",
@@ -248,6 +258,7 @@ def help_text(
         "",
         f"  --config FILE\n      YAML file of settings (default: {default_config}).",
         *(f"  --{name}\n      {text}" for name, text in flags.items()),
+        *(f"  --{name} VALUE\n      {text}" for name, text in options.items()),
         "",
         "Settings, for the file and the command line:",
     ]

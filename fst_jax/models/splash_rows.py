@@ -77,6 +77,18 @@ class RowMask(masks.Mask):
         return hash(self._layout)
 
 
+def block_size(layout: Layout, shards: int) -> int:
+    """Queries and keys of a block of the kernel, for queries in `shards` equal parts.
+
+    Raises:
+      ValueError: a part is no multiple of 128 tokens.
+    """
+    part, rest = divmod(layout.length, shards)
+    if rest or part % LANES:
+        raise ValueError(f"{layout.length} tokens in {shards} parts: not multiples of {LANES}")
+    return math.gcd(part, _BLOCK)
+
+
 @lru_cache
 def program(
     layout: Layout, heads: int, shards: int, interpret: bool
@@ -86,10 +98,7 @@ def program(
     Raises:
       ValueError: a part is no multiple of 128 tokens.
     """
-    part, rest = divmod(layout.length, shards)
-    if rest or part % LANES:
-        raise ValueError(f"{layout.length} tokens in {shards} parts: not multiples of {LANES}")
-    block = math.gcd(part, _BLOCK)
+    block = block_size(layout, shards)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,

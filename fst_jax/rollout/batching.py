@@ -39,6 +39,25 @@ _WIDTHS = (1, 2, 4)  # slots of a row
 _ROWS = (2, 8, 64, 512)
 
 
+def piece_width(rows: int, tokens: int, room: int) -> int:
+    """Tokens of a row in one call of prefill, where the longest has `tokens` left to compute."""
+    long = 2 * tokens > _LONG and rows * _LONG <= _MOST
+    return _LONG if long and _LONG <= room else _SHORT
+
+
+def largest_grids(
+    slots: int, each: int, prompt: int, new: int, mesh: Mesh
+) -> tuple[Grid, Grid, tuple[int, int]]:
+    """(the grid that a long run comes to, the one before, rows and tokens of a call of prefill)
+    for prompts and completions of so many tokens, `each` samples of a prompt."""
+    width = max(width for width in _WIDTHS if width <= each)
+    rows = whole_shards(max(1, slots // width), mesh, SEQUENCES)
+    columns = bucket(new, per_octave=1)
+    grid = Grid(rows, width, bucket(prompt, quantum=64), columns)
+    before = grid._replace(columns=columns // 2 if new > _AHEAD else columns)
+    return grid, before, (rows, piece_width(rows, prompt, grid.context))
+
+
 @dataclass(eq=False)
 class Sample:
     """One continuation of a request, from its wait for a slot to its end."""
@@ -387,8 +406,7 @@ class Batcher:
             after = []
             for part in self._parts(left):
                 most = max(len(context) - given for _, _, given, context in part)
-                long = 2 * most > _LONG and len(part) * _LONG <= _MOST
-                width = _LONG if long and _LONG <= self._grid.context else _SHORT
+                width = piece_width(len(part), most, self._grid.context)
                 tokens = np.zeros((len(part), width), np.int32)
                 counts = np.zeros(len(part), np.int32)
                 # A piece must end within the row: what it then begins with is computed again.

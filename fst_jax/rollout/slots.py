@@ -158,6 +158,49 @@ class Programs:
         )
         return contexts, slots, int(now)
 
+    def lower(
+        self, params: Any, grid: Grid, before: Grid, piece: tuple[int, int], stops: int, chunk: int
+    ) -> dict[str, jax.stages.Lowered]:
+        """The programs for arrays that are not there, to be compiled ahead of time.
+
+        `params` are shapes with shardings, `before` the grid from which `rearrange` comes, `piece`
+        the rows and tokens that `prefill` takes at a time, `stops` the number of stop ids.
+        """
+        whole = replicated(self._mesh)
+
+        def given(shape: tuple[int, ...], dtype: Any = jnp.int32) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+        places, (rows, tokens) = (grid.rows, grid.width), piece
+        integers, floats = given(places), given(places, jnp.float32)
+        choice = Choice(floats, floats, integers, floats, integers, integers)
+        plan = Plan(
+            given(places[:1]), given(places, bool), integers, integers, choice,
+            given((*places, stops)), given(()), given(()), given(()),
+        )  # fmt: skip
+        few = given((rows,))
+        contexts, slots = self.shapes(grid)
+        return {
+            "prefill": self._prefill.lower(
+                params, contexts, Piece(few, few, few, given((rows, tokens)), few)
+            ),
+            "decode": self._decode.lower(
+                params, contexts, slots, plan, chunk=chunk, truncated=False
+            ),
+            "rearrange": self._rearrange.lower(
+                *self.shapes(before), given(places[:1]), given(places), given(()), grid=grid
+            ),
+        }
+
+    def shapes(self, grid: Grid) -> tuple[Contexts, Slots]:
+        """What `empty` gives, as shapes with shardings."""
+        arrays = jax.eval_shape(partial(self._zeros, grid))
+        return jax.tree.map(
+            lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+            arrays,
+            (self._contexts, self._slots),
+        )
+
     def _put(self, values: Any) -> Any:
         return put(values, replicated(self._mesh))
 

@@ -128,6 +128,21 @@ def train_step(
     return kept, metrics
 
 
+def state_shardings(params: Params, settings: SlowSettings, mesh: Mesh) -> LearnerState:
+    """How each array of the state is split over the mesh; `params` may be shapes alone."""
+    optimizer = jax.eval_shape(make_optimizer(settings).init, params)
+    return LearnerState(shardings(params, mesh), shardings(optimizer, mesh), replicated(mesh))
+
+
+def jitted_step(graphdef: Any, settings: SlowSettings, mesh: Mesh, placed: LearnerState) -> Any:
+    """`train_step` for states that are placed so, which it donates: (state, frozen, batch)."""
+    return jax.jit(
+        partial(train_step, graphdef=graphdef, settings=settings, mesh=mesh),
+        donate_argnums=0,
+        out_shardings=(placed, replicated(mesh)),
+    )
+
+
 class Learner:
     """θ, its optimiser and what is frozen beside it, with the step compiled for them.
 
@@ -146,19 +161,14 @@ class Learner:
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         params = jax.device_put(params, shardings(params, mesh))
         params, frozen = starting_point(params, settings, jax.random.key(seed))
-        params = put(params, shardings(params, mesh)) if settings.lora_rank else params
+        placed = state_shardings(params, settings, mesh)
+        params = put(params, placed.params) if settings.lora_rank else params
         self._frozen = in_host_memory(frozen) if settings.reference == "offload" else frozen
         initial = make_optimizer(settings).init
-        placed = shardings(jax.eval_shape(initial, params), mesh)
-        optimizer = jax.jit(initial, out_shardings=placed)(params)
-        step = put(np.int32(0), replicated(mesh))
+        optimizer = jax.jit(initial, out_shardings=placed.optimizer)(params)
+        step = put(np.int32(0), placed.step)
         self.state = LearnerState(params, optimizer, step)
-        state_shardings = jax.tree.map(lambda x: x.sharding, self.state)
-        self._train_step = jax.jit(
-            partial(train_step, graphdef=graphdef, settings=settings, mesh=mesh),
-            donate_argnums=0,
-            out_shardings=(state_shardings, replicated(mesh)),
-        )
+        self._train_step = jitted_step(graphdef, settings, mesh, placed)
         self._whole_weights = jax.jit(
             partial(whole_weights, settings=settings), out_shardings=shardings(frozen, mesh)
         )

@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from fst_jax.parallel.chips import PEAKS, utilisation
+from fst_jax.parallel.chips import CHIPS, utilisation
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,6 @@ def test_unknown_devices_have_none() -> None:
 
 
 def test_no_kind_hides_a_longer_one() -> None:
-    names = list(PEAKS)
+    names = list(CHIPS)
     for i, name in enumerate(names):
         assert not any(name.startswith(earlier) for earlier in names[:i])

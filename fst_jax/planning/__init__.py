@@ -1,0 +1,1 @@
+"""What a run will take on devices that are not here, read off its compiled programs."""

@@ -1,0 +1,91 @@
+"""FLOPs of a train step from the sizes of the model alone, to hold against the compiled program.
+
+A product of [n, a] and [a, b] takes 2 n a b (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1).  The
+forward pass of T tokens, of which N query-key pairs are computed and C are targets, takes
+
+    matrices   2 T L (H (q + 2 k) + q H + 3 H I)      q = heads · size, k = key/value heads · size
+    attention  4 N L q
+    head       2 C H V
+
+and the backward pass twice that of the first two in plain XLA; splash attention, which computes
+scores anew in each of its two backward kernels, takes 3.5 times its forward pass.  Recomputing a
+layer leaves out the product whose result the layer's gradient does not need, that of `mlp/down`.
+The head's chunks are always recomputed.  The reference takes a forward pass.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.splash_rows import RowMask, block_size
+from fst_jax.slow.packing import Batch
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Of all chips together."""
+
+    executed: float  # padding, hidden pairs and recomputation included: what a program must do
+    model: float  # of tokens, targets and visible pairs alone, without recomputation: for the MFU
+
+
+def step_flops(model: ModelConfig, batch: Batch, remat: bool, pairs: float) -> StepFlops:
+    """FLOPs of one update over a batch; `pairs` query-key pairs are computed in each row."""
+    rows = math.prod(batch.tokens.shape[:2])
+    layer, head = _layer_flops(model), 2 * model.hidden_size * model.vocab_size
+    pair = 4 * model.num_heads * model.head_dim
+    backward = 3.5 if batch.layout else 2.0
+
+    tokens, targets = rows * batch.tokens.shape[2], rows * batch.target.shape[2]
+    down = 2 * model.intermediate_size * model.hidden_size
+    executed = model.num_layers * (
+        tokens * ((4 + remat) * layer - remat * down)
+        + rows * pairs * pair * (2 + remat + backward)
+    )
+    own = int(np.count_nonzero(batch.segments))
+    sampled = int(np.count_nonzero(batch.token_weight))
+    visible = sum(map(_visible, _segments(batch)))
+    useful = 4 * (model.num_layers * (own * layer + visible * pair) + sampled * head)
+    return StepFlops(float(executed + 5 * targets * head), float(useful))
+
+
+def _layer_flops(model: ModelConfig) -> int:
+    """Of one token in the matrices of one layer, forwards."""
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    hidden = model.hidden_size
+    return 2 * (2 * hidden * queries + 2 * hidden * keys + 3 * hidden * model.intermediate_size)
+
+
+def computed_pairs(batch: Batch, mesh: Mesh) -> int:
+    """Query-key pairs of a row that the attention kernel computes: all, or whole visible blocks."""
+    length = batch.tokens.shape[2]
+    if batch.layout is None:
+        return length**2
+    block, mask = block_size(batch.layout, mesh.shape["context"]), RowMask(batch.layout)
+    edges = [slice(start, start + block) for start in range(0, length, block)]
+    return block**2 * sum(bool(mask[rows, columns].any()) for rows in edges for columns in edges)
+
+
+def _segments(batch: Batch) -> Iterator[list[tuple[int, int, int]]]:
+    """(segment, parent, length) of the segments of each row, padding apart."""
+    length = batch.tokens.shape[2]
+    rows = zip(batch.segments.reshape(-1, length), batch.parents.reshape(-1, length), strict=True)
+    for segments, parents in rows:
+        found, first, counts = np.unique(segments, return_index=True, return_counts=True)
+        lengths = zip(found.tolist(), parents[first].tolist(), counts.tolist(), strict=True)
+        yield [run for run in lengths if run[0]]
+
+
+def _visible(runs: list[tuple[int, int, int]]) -> int:
+    """Pairs of a row that `row_attention.row_mask` leaves."""
+    length_of = {segment: length for segment, _, length in runs}
+    total = 0
+    for segment, parent, length in runs:
+        before = {1, parent} - {0, segment}
+        seen = sum(length_of[other] for other in before if other in length_of)
+        total += length * (length + 1) // 2 + length * seen
+    return total

@@ -1,0 +1,226 @@
+"""The programs of a run, compiled for a mesh whose devices need not be there.
+
+They are the ones that `train` runs: the learner's `train_step` and the sampler's prefill, decode
+and rearrange, for the largest shapes that the config allows: every context and every completion
+as long as it may be.  Parameters are shapes alone, so nothing is allocated.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import Var
+from jax.sharding import Mesh
+
+from fst_jax.config import Config
+from fst_jax.models.config import ModelConfig
+from fst_jax.models.decoder import Decoder
+from fst_jax.parallel.sharding import ROWS, batch_shardings, replicated, shardings, shards
+from fst_jax.rollout.batching import CHUNK, largest_grids
+from fst_jax.rollout.slots import programs
+from fst_jax.slow.learner import (
+    LearnerState,
+    jitted_step,
+    make_optimizer,
+    micro_batch_loss,
+    state_shardings,
+)
+from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
+
+STOP_IDS = 4  # a bucket of the engine's; models have one to three
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_NEEDED = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
+_USED = re.compile(r"Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])i?B? hbm")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program before compilation; sizes are bytes of one chip."""
+
+    name: str
+    compile: Callable[[], Any]  # a jax.stages.Compiled
+    arguments: dict[str, int]  # by kind
+    activations: int = 0  # kept from the forward pass for the backward pass
+    turns: int = 1  # of its loop whose end depends on data, at most
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled program; where it did not fit, with what the compiler said of its memory."""
+
+    lowered: Lowered
+    seconds: float
+    arguments: int  # bytes of one chip, as are all below
+    outputs: int  # that do not take the place of arguments
+    temporaries: int
+    code: int
+    text: str | None  # None if the compiler gave up for want of memory
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+def compiled(lowered: Lowered) -> Compiled:
+    """Compile a program; one that exceeds the device's memory is no error."""
+    start = time.monotonic()
+    try:
+        done = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _memory_needed(str(error), sum(lowered.arguments.values()))
+        if needed is None:
+            raise
+        seconds = time.monotonic() - start
+        return Compiled(lowered, seconds, sum(lowered.arguments.values()), 0, needed, 0, None)
+    memory = done.memory_analysis()
+    return Compiled(
+        lowered,
+        time.monotonic() - start,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        done.as_text(),
+    )
+
+
+def _memory_needed(message: str, arguments: int) -> int | None:
+    """Bytes beside the arguments that the compiler's refusal names; None if it is none."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    if needed := _NEEDED.search(message):
+        return int(float(needed[1]) * _UNITS[needed[2]])
+    if used := _USED.search(message):
+        return max(0, int(float(used[1]) * _UNITS[used[2]]) - arguments)
+    return None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The decoder of a config without its weights."""
+
+    config: ModelConfig
+    graphdef: Any
+    params: Any  # float32 shapes with shardings
+
+    @classmethod
+    def of(cls, config: Config, architecture: ModelConfig, mesh: Mesh) -> "Model":
+        dtype, remat = jnp.dtype(config.model.dtype), config.model.remat
+        shapes = nnx.eval_shape(
+            lambda: Decoder(architecture, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
+        )
+        graphdef, params = nnx.split(shapes)
+        return cls(architecture, graphdef, _placed(params, shardings(params, mesh)))
+
+
+def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
+    """The batch of a step whose contexts and completions are all as long as they may be."""
+    rollout = config.rollout
+    each = rollout.group_size // config.population
+    longest, new = rollout.max_prompt_tokens, rollout.max_new_tokens
+    samples = [
+        Sample(
+            context_ids=(problem, prompt, *(0,) * (longest - 2))[:longest],
+            ids=np.zeros(new, np.int32),
+            logprobs=np.zeros(new, np.float32),
+            temperature=rollout.temperature,
+            group=problem,
+            advantage=1.0,
+            valid=True,
+        )
+        for problem in range(rollout.problems_per_step)
+        for prompt in range(config.population)
+        for _ in range(each)
+    ]
+    per_row = completions_per_row(each, longest, new, hidden_size)
+    return pack(samples, per_row, config.slow.micro_batch_rows, mesh)
+
+
+def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Lowered:
+    """The learner's step over a batch, of which only the shapes count."""
+    settings, params = config.slow, model.params
+    placed = state_shardings(params, settings, mesh)
+    step = jitted_step(model.graphdef, settings, mesh, placed)
+    optimizer = jax.eval_shape(make_optimizer(settings).init, params)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state: LearnerState = _placed(LearnerState(params, optimizer, count), placed)
+    shapes: Batch = _placed(batch, batch_shardings(batch, mesh))
+    return Lowered(
+        "train step",
+        lambda: step.lower(state, params, shapes).compile(),
+        {
+            "parameters": per_chip(params),
+            "optimizer": per_chip(state.optimizer),
+            "reference": per_chip(params),
+            "batch": per_chip(shapes),
+        },
+        activations=_residuals(config, model, batch, mesh),
+    )
+
+
+def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
+    """Bytes that a micro-batch's forward pass keeps for its backward pass, on one chip.
+
+    All of them are split as rows and tokens are, or as finely as parameters; `tensor` is left out.
+    """
+
+    def forward(params: Any, reference: Any, rows: Batch) -> Any:
+        loss = partial(
+            micro_batch_loss,
+            reference=reference,
+            rows=rows,
+            graphdef=model.graphdef,
+            settings=config.slow,
+            mesh=mesh,
+        )
+        return jax.vjp(loss, params, has_aux=True)[1]
+
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+    jaxpr = jax.make_jaxpr(forward)(model.params, model.params, rows).jaxpr
+    given = set(jaxpr.invars) | set(jaxpr.constvars)
+    kept = {var for var in jaxpr.outvars if isinstance(var, Var) and var not in given}
+    size = sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+    return size // shards(mesh, (*ROWS, "context"))
+
+
+def sampler_programs(config: Config, model: Model, mesh: Mesh) -> list[Lowered]:
+    """What the in-process engine runs, at the end of the longest completions."""
+    rollout, dtype = config.rollout, jnp.dtype(config.model.dtype)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), model.params
+    )
+    each = rollout.group_size // config.population
+    sizes = (rollout.batch_size, each, rollout.max_prompt_tokens, rollout.max_new_tokens)
+    grid, before, piece = largest_grids(*sizes, mesh)
+    own = programs(model.graphdef, model.config, dtype, mesh)
+    copy = per_chip(params) if dtype != jnp.float32 else 0  # float32 weights are the learner's
+    caches, old = per_chip(own.shapes(grid)), per_chip(own.shapes(before))
+    lowered = own.lower(params, grid, before, piece, STOP_IDS, CHUNK)
+    held = {"prefill": copy + caches, "decode": copy + caches, "rearrange": copy + old}
+    return [
+        Lowered(name, program.compile, {"sampler": held[name]}, turns=CHUNK)
+        for name, program in lowered.items()
+    ]
+
+
+def per_chip(tree: Any) -> int:
+    """Bytes of one chip's part of arrays that are given as shapes with shardings."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _placed(shapes: Any, placed: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        placed,
+    )
