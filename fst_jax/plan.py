@@ -100,10 +100,10 @@ def plan(config: Config, topology: str) -> Report:
     state = lowered[0].arguments if lowered else {}
     held = {kind: size for kind, size in state.items() if kind != "batch"}
     caches = max((each.arguments["sampler"] for each in sampler), default=0)
-    for each in lowered:
-        programs.append(planned(compiled(each), {"sampler": caches}, mesh, density))
-    for each in sampler:
-        programs.append(planned(compiled(each), held, mesh))
+    for each in [*lowered, *sampler]:
+        print(f"compiling {each.name} for {topology}", file=sys.stderr, flush=True)
+        resident = held if each in sampler else {"sampler": caches}
+        programs.append(planned(compiled(each), resident, mesh, density))
     advice = advise(config, model.config.vocab_size, batch, mesh, programs)
     return Report(topology, mesh, programs, flops, advice)
 

@@ -170,7 +170,14 @@ def test_flags(config_file):
     path = str(config_file("seed: 4"))
     flags = {"dry-run": "Only print."}
     config, given_flags = load(["--dry-run"], "train", "Train.", path, flags)
-    assert (config.seed, given_flags) == (4, {"dry-run"})
+    assert (config.seed, given_flags) == (4, {"dry-run": ""})
+    options = {"topology": "What to compile for."}
+    arguments = ["--topology", "cpu:8", "--dry-run", "--seed", "5"]
+    config, told = load(arguments, "plan", "Plan.", path, flags, options)
+    assert (config.seed, told) == (5, {"dry-run": "", "topology": "cpu:8"})
+    for arguments in (["--topology"], ["--topology", "--dry-run"]):
+        with pytest.raises(ConfigError, match="topology: needs a value"):
+            load(arguments, "plan", "Plan.", path, flags, options)
 
 
 def test_files_that_cannot_be_read(config_file, tmp_path):

@@ -47,7 +47,7 @@ def _of_step(
     rows = batch.tokens.shape[1] // ways  # of a chip
     fixed = sum(step.hbm[kind] for kind in ("parameters", "optimizer", "reference", "sampler"))
     gradients = step.hbm["parameters"]
-    work = step.peak - fixed - gradients
+    work = max(1, step.peak - fixed - gradients)
     if rows > 1:
         fitting = int(max(0, limit - fixed - gradients) * rows / work)
         fewer = min(rows - 1, max(1, fitting))

@@ -11,7 +11,7 @@ memory is free.  A part that is sliced out of an array, or written into one, cou
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -235,7 +235,7 @@ def _convolution_flops(computation: Computation, convolution: Instruction) -> fl
     return 2.0 * valid * batch * features * right[right_labels.index("i")]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _valid_pairs(
     inputs: int, window: int, outputs: int, stride: int, pad: int, dilate: int, spread: int
 ) -> int:

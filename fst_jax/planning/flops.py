@@ -43,8 +43,7 @@ def step_flops(model: ModelConfig, batch: Batch, remat: bool, pairs: float) -> S
     tokens, targets = rows * batch.tokens.shape[2], rows * batch.target.shape[2]
     down = 2 * model.intermediate_size * model.hidden_size
     executed = model.num_layers * (
-        tokens * ((4 + remat) * layer - remat * down)
-        + rows * pairs * pair * (2 + remat + backward)
+        tokens * ((4 + remat) * layer - remat * down) + rows * pairs * pair * (2 + remat + backward)
     )
     own = int(np.count_nonzero(batch.segments))
     sampled = int(np.count_nonzero(batch.token_weight))

@@ -181,7 +181,7 @@ def trips(program: Program, caller: Computation, loop: Instruction) -> int | Non
     XLA notes it on some platforms.  Elsewhere it follows from the loop's counter: where it starts,
     what is added to it, and what the condition compares it with.
     """
-    if known := re.search(r'known_trip_count\D+(\d+)', loop.attributes):
+    if known := re.search(r"known_trip_count\D+(\d+)", loop.attributes):
         return int(known[1])
     condition = program[loop.called("condition")[0]]
     compared = _comparison(program, condition)

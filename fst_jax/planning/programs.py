@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from fst_jax.config import Config
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
-from fst_jax.parallel.sharding import ROWS, batch_shardings, replicated, shardings, shards
+from fst_jax.parallel.sharding import ROWS, batch_shardings, shardings, shards
 from fst_jax.rollout.batching import CHUNK, largest_grids
 from fst_jax.rollout.slots import programs
 from fst_jax.slow.learner import (
@@ -74,7 +74,7 @@ def compiled(lowered: Lowered) -> Compiled:
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _memory_needed(str(error), sum(lowered.arguments.values()))
+        needed = memory_needed(str(error), sum(lowered.arguments.values()))
         if needed is None:
             raise
         seconds = time.monotonic() - start
@@ -91,7 +91,7 @@ def compiled(lowered: Lowered) -> Compiled:
     )
 
 
-def _memory_needed(message: str, arguments: int) -> int | None:
+def memory_needed(message: str, arguments: int) -> int | None:
     """Bytes beside the arguments that the compiler's refusal names; None if it is none."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
@@ -157,7 +157,7 @@ def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Low
         lambda: step.lower(state, params, shapes).compile(),
         {
             "parameters": per_chip(params),
-            "optimizer": per_chip(state.optimizer),
+            "optimizer": per_chip((state.optimizer, state.step)),
             "reference": per_chip(params),
             "batch": per_chip(shapes),
         },
@@ -186,7 +186,8 @@ def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
     jaxpr = jax.make_jaxpr(forward)(model.params, model.params, rows).jaxpr
     given = set(jaxpr.invars) | set(jaxpr.constvars)
     kept = {var for var in jaxpr.outvars if isinstance(var, Var) and var not in given}
-    size = sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+    avals: list[Any] = [var.aval for var in kept]
+    size = sum(aval.size * aval.dtype.itemsize for aval in avals)
     return size // shards(mesh, (*ROWS, "context"))
 
 

@@ -166,13 +166,13 @@ class Report:
         """The same for a reader."""
         chips = f"{self.mesh.size} chips" if self.limit else f"{self.mesh.size} devices"
         lines = [f"{self.topology}: {chips} as {_named(dict(self.mesh.shape))}", ""]
+        unit, name = (GIB, "GiB") if self.largest.peak >= GIB else (2**20, "MiB")
         lines += [
-            "memory of a chip in GiB" + (f", of {self.limit / GIB:.2f}" if self.limit else ""),
+            f"memory of a chip in {name}" + (f", of {self.limit / unit:.2f}" if self.limit else ""),
             _row("", [program.name for program in self.programs]),
+            *(_row(kind, [f"{x.hbm[kind] / unit:.2f}" for x in self.programs]) for kind in KINDS),
+            _row("sum", [f"{program.peak / unit:.2f}" for program in self.programs]),
         ]
-        for kind in KINDS:
-            lines.append(_row(kind, [_gib(program.hbm[kind]) for program in self.programs]))
-        lines.append(_row("sum", [_gib(program.peak) for program in self.programs]))
         lines += ["", *self._work(), "", *self._verdict()]
         return "\n".join(lines)
 
@@ -260,7 +260,3 @@ def _named(sizes: dict[str, int]) -> str:
 
 def _row(name: str, cells: list[str]) -> str:
     return f"  {name:<14}" + "".join(f"{cell:>12}" for cell in cells)
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}"

@@ -42,7 +42,7 @@ class LearnerState(NamedTuple):
 
     params: Params  # what is trained: the weights, or adapters to them
     optimizer: Any
-    step: Array  # int32, updates applied
+    step: Any  # int32 scalar, updates applied
 
 
 def micro_batch_loss(
