@@ -26,9 +26,19 @@ from jaxtyping import Bool, Float, Int
 
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Attend, Decoder
-from fst_jax.parallel.sharding import SEQUENCES, constrain, put, replicated, shardings, whole_shards
+from fst_jax.parallel.sharding import (
+    SEQUENCES,
+    constrain,
+    put,
+    replicated,
+    shardings,
+    shards,
+    whole_shards,
+)
+from fst_jax.rollout.moves import put_rows, take_rows
 from fst_jax.rollout.sampler import Choice, choose
 
+_KEYS, _LOGITS = "sampler/contexts/keys", "sampler/contexts/logits"  # as the table names them
 _FLOOR = jnp.finfo(jnp.float32).min  # of a score that does not count; -inf could make NaN
 
 
@@ -112,7 +122,9 @@ class Programs:
             donate_argnames="contexts",
             out_shardings=self._contexts,
         )
-        self._copy = jax.jit(copy, donate_argnames="contexts", out_shardings=self._contexts)
+        self._copy = jax.jit(
+            partial(copy, mesh=mesh), donate_argnames="contexts", out_shardings=self._contexts
+        )
         self._decode = jax.jit(
             partial(decode, graphdef=graphdef),
             static_argnames=("chunk", "truncated"),
@@ -120,7 +132,7 @@ class Programs:
             out_shardings=(self._slots, whole),
         )
         self._rearrange = jax.jit(
-            rearrange,
+            partial(rearrange, mesh=mesh),
             static_argnames="grid",
             out_shardings=(self._contexts, self._slots, whole),
         )
@@ -236,6 +248,9 @@ def prefill(
     """
     model: Decoder = nnx.merge(graphdef, params)
     count, length = piece.tokens.shape
+    everywhere = count == contexts.keys.shape[1] and shards(mesh, SEQUENCES) > 1
+    if everywhere:
+        piece, taking_part = _in_order(piece)
     piece = piece._replace(tokens=constrain(piece.tokens, "sampler/tokens", mesh))
     index = jnp.arange(length)
     positions = piece.offsets[:, None] + index
@@ -258,29 +273,57 @@ def prefill(
         out = jnp.einsum("rkgts,rksd->rkgtd", weights, values)
         return out.transpose(0, 3, 1, 2, 4).reshape(query.shape), (keys, values)
 
-    cache = tuple(jnp.take(x, piece.sources, axis=1) for x in contexts[:2])
+    cache = tuple(take_rows(x, piece.sources, _KEYS, 1, mesh) for x in contexts[:2])
     cache = jax.lax.optimization_barrier(cache)  # else XLA may copy all rows to write one
     hidden, (keys, values) = model(piece.tokens, positions, attend, cache)
     last = jnp.maximum(piece.counts - 1, 0)[:, None, None]
     logits = model.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
-    return _write(contexts, piece.rows, Contexts(keys, values, logits))
-
-
-def copy(contexts: Contexts, rows: Int[Array, "R"], sources: Int[Array, "R"]) -> Contexts:
-    """The contexts with `rows` made equal to `sources`."""
-    taken = Contexts(
-        jnp.take(contexts.keys, sources, axis=1),
-        jnp.take(contexts.values, sources, axis=1),
-        jnp.take(contexts.logits, sources, axis=0),
-    )
-    return _write(contexts, rows, taken)
-
-
-def _write(contexts: Contexts, rows: Int[Array, "R"], new: Contexts) -> Contexts:
+    new = Contexts(keys, values, logits)
+    if not everywhere:
+        return _write(contexts, piece.rows, new, mesh)
     return Contexts(
-        contexts.keys.at[:, rows].set(new.keys),
-        contexts.values.at[:, rows].set(new.values),
-        contexts.logits.at[rows].set(new.logits),
+        jnp.where(taking_part[:, None, None, None], new.keys, contexts.keys),
+        jnp.where(taking_part[:, None, None, None], new.values, contexts.values),
+        jnp.where(taking_part[:, None], new.logits, contexts.logits),
+    )
+
+
+def _in_order(piece: Piece) -> tuple[Piece, Bool[Array, "R"]]:
+    """A piece of as many rows as there are, each in its place, so that none leaves its device; and
+    which of them take part."""
+    rows = jnp.arange(piece.rows.shape[0])
+    taking_part = jnp.zeros(rows.shape, bool).at[piece.rows].set(True)
+    entry = jnp.zeros_like(rows).at[piece.rows].set(rows)
+    ordered = Piece(rows, *(jnp.take(x, entry, axis=0) for x in piece[1:]))
+    return (
+        ordered._replace(
+            sources=jnp.where(taking_part, ordered.sources, rows),
+            offsets=jnp.where(taking_part, ordered.offsets, 0),
+        ),
+        taking_part,
+    )
+
+
+def copy(
+    contexts: Contexts, rows: Int[Array, "R"], sources: Int[Array, "R"], *, mesh: Mesh
+) -> Contexts:
+    """The contexts with `rows` made equal to `sources`."""
+    return _write(contexts, rows, _take(contexts, sources, mesh), mesh)
+
+
+def _take(contexts: Contexts, sources: Int[Array, "R"], mesh: Mesh) -> Contexts:
+    return Contexts(
+        take_rows(contexts.keys, sources, _KEYS, 1, mesh),
+        take_rows(contexts.values, sources, _KEYS, 1, mesh),
+        take_rows(contexts.logits, sources, _LOGITS, 0, mesh),
+    )
+
+
+def _write(contexts: Contexts, rows: Int[Array, "R"], new: Contexts, mesh: Mesh) -> Contexts:
+    return Contexts(
+        put_rows(contexts.keys, rows, new.keys, _KEYS, 1, mesh),
+        put_rows(contexts.values, rows, new.values, _KEYS, 1, mesh),
+        put_rows(contexts.logits, rows, new.logits, _LOGITS, 0, mesh),
     )
 
 
@@ -411,6 +454,7 @@ def rearrange(
     clock: Int[Array, ""],
     *,
     grid: Grid,
+    mesh: Mesh,
 ) -> tuple[Contexts, Slots, Int[Array, ""]]:
     """The same sequences in a grid of another shape, and the clock there.
 
@@ -429,14 +473,16 @@ def rearrange(
     order = (clock - kept + jnp.arange(kept)) % held  # the newest columns, oldest first
 
     def taken(x: Array, axis: int) -> Array:
-        x = jnp.take(x.reshape(x.shape[0], -1, *x.shape[3:]), places, axis=1)
+        x = x.reshape(x.shape[0], -1, *x.shape[3:])
+        x = take_rows(x, places.reshape(-1), _KEYS, 1, mesh)
+        x = x.reshape(x.shape[0], *places.shape, *x.shape[2:])
         return fit(jnp.take(x, order, axis=axis), axis, grid.columns)
 
+    moved = _take(contexts, rows, mesh)
     new_contexts = Contexts(
-        fit(jnp.take(contexts.keys, rows, axis=1), 4, grid.context),
-        fit(jnp.take(contexts.values, rows, axis=1), 3, grid.context),
-        jnp.take(contexts.logits, rows, axis=0),
+        fit(moved.keys, 4, grid.context), fit(moved.values, 3, grid.context), moved.logits
     )
-    logits = jnp.take(slots.logits.reshape(-1, slots.logits.shape[-1]), places, axis=0)
+    flat = slots.logits.reshape(-1, slots.logits.shape[-1])
+    logits = take_rows(flat, places.reshape(-1), _LOGITS, 0, mesh).reshape(*places.shape, -1)
     new_slots = Slots(taken(slots.keys, 5), taken(slots.values, 4), logits)
     return new_contexts, new_slots, jnp.int32(kept % grid.columns)
