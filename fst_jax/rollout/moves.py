@@ -49,7 +49,7 @@ def take_rows(x: Array, sources: Array, path: str, axis: int, mesh: Mesh) -> Arr
 
 
 def put_rows(x: Array, rows: Array, new: Array, path: str, axis: int, mesh: Mesh) -> Array:
-    """`x` with the rows of `new` at `rows` along `axis`; both split as the table says for `path`."""
+    """`x` with `new` at `rows` along `axis`; both are split as the table says for `path`."""
     placed = spec(path, x.shape, mesh)
     if not _is_split(placed, axis, mesh):
         return x.at[(slice(None),) * axis + (rows,)].set(new)
