@@ -29,6 +29,7 @@ from fst_jax.planning.programs import (
     Model,
     compiled,
     full_batch,
+    per_chip,
     sampler_programs,
     train_program,
 )
@@ -88,22 +89,22 @@ def plan(config: Config, topology: str) -> Report:
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(config.parallel, devices(topology))
     model = Model.of(config, architecture(config, resolve(config.model.path, weights=False)), mesh)
-    lowered, batch, flops, density = [], None, None, 1.0
+    learner, batch, flops, density = [], None, None, 1.0
     if config.slow.enabled:
         batch = full_batch(config, model.config.hidden_size, mesh)
-        lowered.append(train_program(config, model, batch, mesh))
+        learner.append(train_program(config, model, batch, mesh))
         pairs = computed_pairs(batch, mesh)
         density = pairs / batch.tokens.shape[2] ** 2
         flops = step_flops(model.config, batch, config.model.remat, pairs)
     sampler = sampler_programs(config, model, mesh) if config.rollout.engine == "local" else []
 
+    # What each of the two keeps in memory while the other works.
+    state = learner[0].arguments if learner else {"parameters": per_chip(model.params)}
+    state = {kind: size for kind, size in state.items() if kind != "batch"}
+    caches = {"sampler": max((each.arguments["sampler"] for each in sampler), default=0)}
     programs: list[Planned] = []
-    state = lowered[0].arguments if lowered else {}
-    held = {kind: size for kind, size in state.items() if kind != "batch"}
-    caches = max((each.arguments["sampler"] for each in sampler), default=0)
-    for each in [*lowered, *sampler]:
+    for each, resident in [*((x, caches) for x in learner), *((x, state) for x in sampler)]:
         print(f"compiling {each.name} for {topology}", file=sys.stderr, flush=True)
-        resident = held if each in sampler else {"sampler": caches}
         programs.append(planned(compiled(each), resident, mesh, density))
     advice = advise(config, model.config.vocab_size, batch, mesh, programs)
     return Report(topology, mesh, programs, flops, advice)

@@ -23,6 +23,7 @@ from fst_jax.planning.programs import (
     compiled,
     full_batch,
     memory_needed,
+    per_chip,
     sampler_programs,
     train_program,
 )
@@ -132,13 +133,27 @@ def test_activations_shrink_with_remat(config):
     assert kept[False] > 4 * kept[True]
 
 
-def test_the_sampler_is_planned_for_its_longest(config):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_sampler_is_planned_for_its_longest(config, dtype):
+    """Its arguments are told exactly, and nothing that both sides use is counted twice."""
     mesh = one_device()
+    config = replace(config, model=replace(config.model, dtype=dtype))
     model = Model.of(config, load_config(config.model.path), mesh)
-    programs = {program.name: program for program in sampler_programs(config, model, mesh)}
-    assert set(programs) == {"prefill", "decode", "rearrange"}
-    done = compiled(programs["decode"])
-    assert done.arguments >= programs["decode"].arguments["sampler"] > 0
+    programs = sampler_programs(config, model, mesh)
+    assert [program.name for program in programs] == ["prefill", "decode", "rearrange"]
+    weights = per_chip(model.params)
+    state = {"parameters": weights, "optimizer": 2 * weights, "reference": weights}
+    caches = set()
+    for program in programs:
+        done = compiled(program)
+        assert 0 <= done.arguments - sum(program.arguments.values()) < 0.02 * done.arguments
+        found = planned(done, state, mesh)
+        assert found.hbm["parameters"] == found.hbm["reference"] == weights
+        shared = weights if dtype == "float32" and program.name != "rearrange" else 0
+        beside = sum(program.beside.values())
+        assert found.peak == 4 * weights - shared + beside + done.peak
+        caches.add(found.hbm["sampler"])
+    assert len(caches) == 1  # so short that the grid never grows
 
 
 def test_useful_flops_are_those_of_what_is_seen(config):

@@ -8,7 +8,7 @@ as long as it may be.  Parameters are shapes alone, so nothing is allocated.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,7 @@ class Lowered:
     name: str
     compile: Callable[[], Any]  # a jax.stages.Compiled
     arguments: dict[str, int]  # by kind
+    beside: dict[str, int] = field(default_factory=dict)  # what its owner holds beyond them
     activations: int = 0  # kept from the forward pass for the backward pass
     turns: int = 1  # of its loop whose end depends on data, at most
 
@@ -201,12 +202,20 @@ def sampler_programs(config: Config, model: Model, mesh: Mesh) -> list[Lowered]:
     sizes = (rollout.batch_size, each, rollout.max_prompt_tokens, rollout.max_new_tokens)
     grid, before, piece = largest_grids(*sizes, mesh)
     own = programs(model.graphdef, model.config, dtype, mesh)
-    copy = per_chip(params) if dtype != jnp.float32 else 0  # float32 weights are the learner's
-    caches, old = per_chip(own.shapes(grid)), per_chip(own.shapes(before))
+    contexts, slots = map(per_chip, own.shapes(grid))
+    weights = {"sampler": per_chip(params)}  # a copy in the compute dtype
+    if dtype == jnp.float32:
+        weights = {"parameters": per_chip(params)}  # the learner's own
+    copy = weights.get("sampler", 0)
+    arguments = {
+        "prefill": weights | {"sampler": copy + contexts},
+        "decode": weights | {"sampler": copy + contexts + slots},
+        "rearrange": {"sampler": per_chip(own.shapes(before))},
+    }
+    beside = {"prefill": {"sampler": slots}, "rearrange": {"sampler": copy}}
     lowered = own.lower(params, grid, before, piece, STOP_IDS, CHUNK)
-    held = {"prefill": copy + caches, "decode": copy + caches, "rearrange": copy + old}
     return [
-        Lowered(name, program.compile, {"sampler": held[name]}, turns=CHUNK)
+        Lowered(name, program.compile, arguments[name], beside.get(name, {}), turns=CHUNK)
         for name, program in lowered.items()
     ]
 

@@ -67,10 +67,14 @@ class Planned:
 def planned(
     compiled: Compiled, resident: dict[str, int], mesh: Mesh, density: float = 1.0
 ) -> Planned:
-    """Count a program's work, and its memory beside what else is `resident`, by kind."""
+    """Count a program's work, and its memory beside what others keep there, `resident` by kind.
+
+    A kind that is an argument of the program is not counted anew.
+    """
     lowered = compiled.lowered
-    hbm = dict.fromkeys(KINDS, 0)
-    for kind, size in (*lowered.arguments.items(), *resident.items()):
+    own = lowered.arguments
+    hbm = {kind: own.get(kind, resident.get(kind, 0)) for kind in KINDS}
+    for kind, size in lowered.beside.items():
         hbm[kind] += size
     rest = compiled.peak - sum(lowered.arguments.values())
     hbm["activations"] = min(lowered.activations, compiled.temporaries)
