@@ -31,6 +31,7 @@ from fst_jax.planning.programs import (
     full_batch,
     per_chip,
     sampler_programs,
+    starting_shapes,
     train_program,
 )
 from fst_jax.planning.report import Planned, Report, planned
@@ -95,7 +96,8 @@ def plan(config: Config, topology: str) -> Report:
         learner.append(train_program(config, model, batch, mesh))
         pairs = computed_pairs(batch, mesh)
         density = pairs / batch.tokens.shape[2] ** 2
-        flops = step_flops(model.config, batch, config.model.remat, pairs)
+        adapters = starting_shapes(config, model)[0] if config.slow.lora_rank else None
+        flops = step_flops(model.config, batch, config.model.remat, pairs, adapters)
     sampler = sampler_programs(config, model, mesh) if config.rollout.engine == "local" else []
 
     # What each of the two keeps in memory while the other works.

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import jax
 import pytest
 
-from fst_jax.config import Config
+from fst_jax.config import Config, Remat
 from fst_jax.errors import ConfigError
 from fst_jax.models.folder import load_config
 from fst_jax.plan import devices
@@ -25,6 +26,7 @@ from fst_jax.planning.programs import (
     memory_needed,
     per_chip,
     sampler_programs,
+    starting_shapes,
     train_program,
 )
 from fst_jax.planning.report import Planned, Report, planned
@@ -93,12 +95,14 @@ def step_of(config: Config) -> tuple[Report, jax.stages.Compiled]:
     model = Model.of(config, architecture, mesh)
     batch = full_batch(config, architecture.hidden_size, mesh)
     lowered = train_program(config, model, batch, mesh)
-    flops = step_flops(architecture, batch, config.model.remat, computed_pairs(batch, mesh))
+    adapters = starting_shapes(config, model)[0] if config.slow.lora_rank else None
+    pairs = computed_pairs(batch, mesh)
+    flops = step_flops(architecture, batch, config.model.remat, pairs, adapters)
     step = planned(compiled(lowered), {}, mesh)
     return Report("cpu:1", mesh, [step], flops, []), lowered.compile()
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_memory_is_what_the_compiler_says(config, remat):
     config = replace(config, model=replace(config.model, remat=remat))
     found, done = step_of(config)
@@ -124,13 +128,26 @@ def test_activations_shrink_with_remat(config):
     mesh, architecture = one_device(), load_config(config.model.path)
     batch = full_batch(config, architecture.hidden_size, mesh)
     kept = {}
-    for remat in (False, True):
+    for remat in get_args(Remat):
         own = replace(config, model=replace(config.model, remat=remat))
         model = Model.of(own, architecture, mesh)
         kept[remat] = train_program(own, model, batch, mesh).activations
     inputs = batch.tokens[0].size * architecture.hidden_size * 4  # of one layer
-    assert architecture.num_layers * inputs <= kept[True] < 2 * architecture.num_layers * inputs
-    assert kept[False] > 4 * kept[True]
+    assert architecture.num_layers * inputs <= kept["full"] < 2 * architecture.num_layers * inputs
+    assert kept["none"] > 2 * kept["dots"] > 4 * kept["full"] and kept["offload"] == 0
+
+
+def test_adapters_take_the_place_of_weights(config):
+    """One frozen base, no reference, small moments; FLOPs without the gradients of weights."""
+    whole, _ = step_of(config)
+    adapted = replace(config, slow=replace(config.slow, lora_rank=4, lora_layers="attention|head"))
+    found, done = step_of(adapted)
+    hbm, given = found.largest.hbm, found.largest.compiled.lowered.arguments
+    assert sum(given.values()) == done.memory_analysis().argument_size_in_bytes
+    assert hbm["reference"] == 0 and hbm["parameters"] > whole.largest.hbm["parameters"]
+    assert hbm["optimizer"] < whole.largest.hbm["optimizer"] / 2
+    assert found.step.cost.flops == pytest.approx(found.flops.executed, rel=0.01)
+    assert found.flops.model < whole.flops.model
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -171,7 +188,7 @@ def test_useful_flops_are_those_of_what_is_seen(config):
     targets = int((batch.token_weight > 0).sum())
     layer = 2 * 32 * (2 * 32 + 2 * 16 + 3 * 64)  # sizes of tests.helpers.tiny_config
     wanted = 4 * (6 * (tokens * layer + seen * 4 * 32) + targets * 2 * 32 * 300)
-    assert step_flops(architecture, batch, remat=False, pairs=length**2).model == wanted
+    assert step_flops(architecture, batch, remat="none", pairs=length**2).model == wanted
 
 
 # Advice
@@ -202,11 +219,12 @@ def test_advice_follows_from_the_figures(config, advised):
     # 8 rows take 40 GiB beside 4 of state and 1 of gradients: 5 GiB a row, and 11 are left.
     said = advised(parameters=1, optimizer=2, reference=1, activations=32, temporaries=9)
     assert "slow.micro_batch_rows: 2 instead of 8" in said and "5.00 GiB for each" in said
-    assert "model.remat: true" in said and "32.00 GiB now" in said
+    assert "model.remat: full" in said and "32.00 GiB now" in said
     assert "model.dtype: bfloat16" in said and "chips" not in said
-    lean = replace(config, model=replace(config.model, remat=True, dtype="bfloat16"))
+    lean = replace(config, model=replace(config.model, remat="full", dtype="bfloat16"))
     said = advised(lean, parameters=1, optimizer=2, reference=1, activations=32, temporaries=9)
-    assert "remat" not in said and "bfloat16" not in said
+    assert "model.remat: offload moves the inputs of layers, 32.00 GiB" in said
+    assert "model.dtype" not in said
 
     one = replace(lean, slow=replace(lean.slow, micro_batch_rows=1))
     said = advised(one, parameters=1, optimizer=2, reference=1, activations=12, temporaries=9)
@@ -214,6 +232,8 @@ def test_advice_follows_from_the_figures(config, advised):
 
     said = advised(lean, parameters=8, optimizer=16, reference=8, activations=1, temporaries=7)
     assert "parallel.mesh.fsdp: 4 chips" in said
+    assert "slow.lora_rank: 32" in said and "of 24.00 GiB now" in said
+    assert "slow.optimizer: adafactor" in said and "slow.reference: offload" in said
     said = advised(lean, parameters=1, optimizer=2, reference=1, temporaries=1, sampler=20)
     assert "rollout.batch_size: 32" in said
 

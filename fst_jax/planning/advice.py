@@ -46,7 +46,7 @@ def _of_step(
     ways = shards(mesh, ROWS)
     rows = batch.tokens.shape[1] // ways  # of a chip
     fixed = sum(step.hbm[kind] for kind in ("parameters", "optimizer", "reference", "sampler"))
-    gradients = step.hbm["parameters"]
+    gradients = 0 if config.slow.lora_rank else step.hbm["parameters"]
     work = max(1, step.peak - fixed - gradients)
     if rows > 1:
         fitting = int(max(0, limit - fixed - gradients) * rows / work)
@@ -57,10 +57,15 @@ def _of_step(
             f"temporaries are about {_gib(work / rows)} for each of a chip's {rows} rows; "
             f"{fewer} {hope}"
         )
-    if not config.model.remat:
+    if config.model.remat in ("none", "dots"):
         lines.append(
-            "model.remat: true keeps the inputs of layers alone; activations are "
+            "model.remat: full keeps the inputs of layers alone; activations are "
             f"{_gib(step.hbm['activations'])} now"
+        )
+    elif config.model.remat == "full" and step.hbm["activations"] > _SHARE * limit:
+        lines.append(
+            f"model.remat: offload moves the inputs of layers, {_gib(step.hbm['activations'])}, to "
+            "the host's memory"
         )
     per_chip = max(rows, config.slow.head_chunk // ways // mesh.shape["context"])
     logits = _LOGIT_COPIES * 4 * per_chip * vocabulary // mesh.shape["tensor"]
@@ -85,7 +90,7 @@ def _of_state(config: Config, mesh: Mesh, program: Planned, limit: int) -> list[
     state = sum(program.hbm[kind] for kind in ("parameters", "optimizer", "reference"))
     if state < limit / 4:
         return []
-    lines = []
+    lines, slow = [], config.slow
     if mesh.shape["data"] > 1:
         lines.append(
             f"parallel.mesh: data {mesh.shape['data']} holds as many copies of {_gib(state)} of "
@@ -98,6 +103,21 @@ def _of_state(config: Config, mesh: Mesh, program: Planned, limit: int) -> list[
             lines.append(
                 f"parallel.mesh.fsdp: {chips} chips in all would split the {_gib(state)} of "
                 "parameters, optimiser and reference far enough"
+            )
+    if not slow.lora_rank:
+        lines.append(
+            "slow.lora_rank: 32 would train adapters: no optimiser of all weights, no reference, "
+            f"of {_gib(program.hbm['optimizer'] + program.hbm['reference'])} now"
+        )
+        if slow.optimizer == "adamw":
+            lines.append(
+                "slow.optimizer: adafactor keeps next to nothing of the optimiser's "
+                f"{_gib(program.hbm['optimizer'])}, adamw_bfloat16 three quarters"
+            )
+        if slow.reference == "copy":
+            lines.append(
+                "slow.reference: offload moves the reference's "
+                f"{_gib(program.hbm['reference'])} to the host's memory"
             )
     return lines
 

@@ -6,20 +6,26 @@ forward pass of T tokens, of which N query-key pairs are computed and C are targ
     matrices   2 T L (H (q + 2 k) + q H + 3 H I)      q = heads · size, k = key/value heads · size
     attention  4 N L q
     head       2 C H V
+    adapters   2 T r (in + out) for each linear layer that has one
 
-and the backward pass twice that of the first two in plain XLA; splash attention, which computes
-scores anew in each of its two backward kernels, takes 3.5 times its forward pass.  Recomputing a
-layer leaves out the product whose result the layer's gradient does not need, that of `mlp/down`.
-The head's chunks are always recomputed.  The reference takes a forward pass.
+and the backward pass twice that: for the gradient of the input and for that of the weights, of
+which frozen ones have none.  Splash attention, which computes scores anew in each of its two
+backward kernels, takes 3.5 times its forward pass.  Recomputing a layer (`model.remat`: full,
+offload) leaves out the product whose result the layer's gradient does not need, that of `mlp/down`;
+`dots` recomputes attention alone.  The head's chunks are always recomputed.  The reference takes a
+forward pass.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fst_jax.config import Remat
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.splash_rows import RowMask, block_size
 from fst_jax.slow.packing import Batch
@@ -33,23 +39,38 @@ class StepFlops:
     model: float  # of tokens, targets and visible pairs alone, without recomputation: for the MFU
 
 
-def step_flops(model: ModelConfig, batch: Batch, remat: bool, pairs: float) -> StepFlops:
-    """FLOPs of one update over a batch; `pairs` query-key pairs are computed in each row."""
+def step_flops(
+    model: ModelConfig, batch: Batch, remat: Remat, pairs: float, adapters: Any = None
+) -> StepFlops:
+    """FLOPs of one update over a batch; `pairs` query-key pairs are computed in each row.
+
+    `adapters` are those that are trained in place of the weights, by path, or their shapes.
+    """
     rows = math.prod(batch.tokens.shape[:2])
     layer, head = _layer_flops(model), 2 * model.hidden_size * model.vocab_size
     pair = 4 * model.num_heads * model.head_dim
-    backward = 3.5 if batch.layout else 2.0
+    anew, attention_anew = remat in ("full", "offload"), remat != "none"
+    gradients = 1 if adapters else 2  # of the input, and of weights that are trained
+    attention_gradients = 3.5 if batch.layout else 2.0
 
     tokens, targets = rows * batch.tokens.shape[2], rows * batch.target.shape[2]
     down = 2 * model.intermediate_size * model.hidden_size
     executed = model.num_layers * (
-        tokens * ((4 + remat) * layer - remat * down) + rows * pairs * pair * (2 + remat + backward)
+        tokens * ((2 + anew + gradients) * layer - anew * down)
+        + rows * pairs * pair * (2 + attention_anew + attention_gradients)
     )
+    executed += (3 + gradients) * targets * head
     own = int(np.count_nonzero(batch.segments))
     sampled = int(np.count_nonzero(batch.token_weight))
     visible = sum(map(_visible, _segments(batch)))
-    useful = 4 * (model.num_layers * (own * layer + visible * pair) + sampled * head)
-    return StepFlops(float(executed + 5 * targets * head), float(useful))
+    useful = (2 + gradients) * (model.num_layers * own * layer + sampled * head)
+    useful += 4 * model.num_layers * visible * pair
+    for path, factors in (adapters or {}).items():
+        each = 2 * sum(leaf.size for leaf in jax.tree.leaves(factors))
+        in_head = path.startswith("head")
+        executed += each * (4 * targets if in_head else (3 + anew) * tokens)
+        useful += each * 3 * (sampled if in_head else own)
+    return StepFlops(float(executed), float(useful))
 
 
 def _layer_flops(model: ModelConfig) -> int:

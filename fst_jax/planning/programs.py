@@ -28,11 +28,12 @@ from fst_jax.rollout.slots import programs
 from fst_jax.slow.learner import (
     LearnerState,
     jitted_step,
-    make_optimizer,
     micro_batch_loss,
     state_shardings,
 )
+from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
+from fst_jax.slow.policy import starting_point
 
 STOP_IDS = 4  # a bucket of the engine's; models have one to three
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -109,14 +110,13 @@ class Model:
 
     config: ModelConfig
     graphdef: Any
-    params: Any  # float32 shapes with shardings
+    params: Any  # shapes with shardings, of the dtype in which the learner holds them
 
     @classmethod
     def of(cls, config: Config, architecture: ModelConfig, mesh: Mesh) -> "Model":
-        dtype, remat = jnp.dtype(config.model.dtype), config.model.remat
-        shapes = nnx.eval_shape(
-            lambda: Decoder(architecture, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
-        )
+        dtype = jnp.dtype(config.model.dtype)
+        options = {"dtype": dtype, "remat": config.model.remat, "param_dtype": held_dtype(config)}
+        shapes = nnx.eval_shape(lambda: Decoder(architecture, **options, rngs=nnx.Rngs(0)))
         graphdef, params = nnx.split(shapes)
         return cls(architecture, graphdef, _placed(params, shardings(params, mesh)))
 
@@ -146,23 +146,44 @@ def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
 
 def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Lowered:
     """The learner's step over a batch, of which only the shapes count."""
-    settings, params = config.slow, model.params
-    placed = state_shardings(params, settings, mesh)
-    step = jitted_step(model.graphdef, settings, mesh, placed)
-    optimizer = jax.eval_shape(make_optimizer(settings).init, params)
+    settings = config.slow
+    trained, frozen = starting_shapes(config, model)
+    placed = state_shardings(trained, settings, mesh)
+    optimizer = jax.eval_shape(make_optimizer(settings).init, trained)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    state: LearnerState = _placed(LearnerState(params, optimizer, count), placed)
+    state: LearnerState = _placed(LearnerState(trained, optimizer, count), placed)
+    beside = shardings(frozen, mesh)
+    offloaded = settings.reference == "offload"
+    if offloaded:
+        beside = jax.tree.map(lambda x: x.with_memory_kind("pinned_host"), beside)
+    frozen = _placed(frozen, beside)
     shapes: Batch = _placed(batch, batch_shardings(batch, mesh))
+    step = jitted_step(model.graphdef, settings, mesh, placed)
+    base = 0 if offloaded else per_chip(frozen)  # the reference, or the weights under adapters
+    weights = per_chip(state.params) + (base if settings.lora_rank else 0)
     return Lowered(
         "train step",
-        lambda: step.lower(state, params, shapes).compile(),
+        lambda: step.lower(state, frozen, shapes).compile(),
         {
-            "parameters": per_chip(params),
+            "parameters": weights,
             "optimizer": per_chip((state.optimizer, state.step)),
-            "reference": per_chip(params),
+            "reference": 0 if settings.lora_rank else base,
             "batch": per_chip(shapes),
         },
         activations=_residuals(config, model, batch, mesh),
+    )
+
+
+def held_dtype(config: Config) -> Any:
+    """Of the parameters: float32, but where adapters are trained in their place."""
+    adapted = config.slow.enabled and config.slow.lora_rank > 0
+    return jnp.dtype(config.model.dtype) if adapted else jnp.dtype(jnp.float32)
+
+
+def starting_shapes(config: Config, model: Model) -> tuple[Any, Any]:
+    """What is trained, and what is frozen beside it."""
+    return jax.eval_shape(
+        lambda params: starting_point(params, config.slow, jax.random.key(0)), model.params
     )
 
 
@@ -171,20 +192,23 @@ def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
 
     All of them are split as rows and tokens are, or as finely as parameters; `tensor` is left out.
     """
+    if config.model.remat == "offload":
+        return 0  # they wait in the host's memory
 
-    def forward(params: Any, reference: Any, rows: Batch) -> Any:
+    def forward(trained: Any, frozen: Any, rows: Batch) -> Any:
         loss = partial(
             micro_batch_loss,
-            reference=reference,
+            frozen=frozen,
             rows=rows,
+            reference_logprob=rows.behaviour,
             graphdef=model.graphdef,
             settings=config.slow,
             mesh=mesh,
         )
-        return jax.vjp(loss, params, has_aux=True)[1]
+        return jax.vjp(loss, trained, has_aux=True)[1]
 
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-    jaxpr = jax.make_jaxpr(forward)(model.params, model.params, rows).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(*starting_shapes(config, model), rows).jaxpr
     given = set(jaxpr.invars) | set(jaxpr.constvars)
     kept = {var for var in jaxpr.outvars if isinstance(var, Var) and var not in given}
     avals: list[Any] = [var.aval for var in kept]
@@ -203,9 +227,9 @@ def sampler_programs(config: Config, model: Model, mesh: Mesh) -> list[Lowered]:
     grid, before, piece = largest_grids(*sizes, mesh)
     own = programs(model.graphdef, model.config, dtype, mesh)
     contexts, slots = map(per_chip, own.shapes(grid))
-    weights = {"sampler": per_chip(params)}  # a copy in the compute dtype
-    if dtype == jnp.float32:
-        weights = {"parameters": per_chip(params)}  # the learner's own
+    # A copy in the compute dtype, or of merged adapters; else the learner's own.
+    copied = dtype != jnp.float32 or (config.slow.enabled and config.slow.lora_rank > 0)
+    weights = {"sampler" if copied else "parameters": per_chip(params)}
     copy = weights.get("sampler", 0)
     arguments = {
         "prefill": weights | {"sampler": copy + contexts},
