@@ -10,7 +10,6 @@ Temporaries are what it needs beside its arguments: activations, gradients, logi
 
 import argparse
 import dataclasses
-import os
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import batch_shardings, replicated, shardings
+from fst_jax.plan import devices
 from fst_jax.slow.learner import LearnerState, train_step
 from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import Sample, pack
@@ -35,18 +35,6 @@ CONTEXT = 64
 HEAD = ModelConfig("qwen3", 151_936, 256, 512, 2, 2, 2, 128, qk_norm=True)
 DEEP = ModelConfig("qwen3", 8_192, 1024, 3072, 12, 8, 4, 128, qk_norm=True)
 WIDE = dataclasses.replace(DEEP, vocab_size=32_000)
-
-
-def devices(topology: str) -> list[Any]:
-    """One device of this machine, or of a TPU topology that need not be there."""
-    if topology == "cpu":
-        return jax.devices("cpu")[:1]
-    from jax.experimental import topologies
-
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-                   "TPU_ACCELERATOR_TYPE": "v5p-64", "TPU_LOG_DIR": "disabled",
-                   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[:1]
 
 
 def measure(
@@ -166,13 +154,12 @@ def states(mesh: Mesh) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--topology", default="cpu", help="cpu, or a TPU topology as v5p:2x2x1")
+    parser.add_argument("--topology", default="cpu:1", help="cpu:1, or a TPU topology as v5p:2x2x1")
     parser.add_argument("--only", choices=["head", "remat", "states"], help="one table")
     options = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
     # Cached programs do not tell their memory.
     jax.config.update("jax_enable_compilation_cache", False)
-    mesh = make_mesh(ParallelSettings(), devices(options.topology))
+    mesh = make_mesh(ParallelSettings(), devices(options.topology)[:1])
     print(f"jax {jax.__version__}, compiled for {mesh.devices.flat[0].device_kind}")
     for table in (head, remat, states):
         if options.only in (None, table.__name__):
