@@ -1,11 +1,12 @@
 """Utilisation against the peak of known chips."""
 
+import itertools
 import types
 
 import jax
 import pytest
 
-from fst_jax.parallel.chips import CHIPS, utilisation
+from fst_jax.parallel.chips import CHIPS, chip_of, links, utilisation
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,26 @@ def test_no_kind_hides_a_longer_one() -> None:
     names = list(CHIPS)
     for i, name in enumerate(names):
         assert not any(name.startswith(earlier) for earlier in names[:i])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "covered", "wanted"),
+    [
+        ("TPU v5", (4, 4, 4), (4, 4, 4), 6),  # a cube, closed in all dimensions
+        ("TPU v5", (4, 4, 4), (4, 1, 1), 2),
+        ("TPU v5", (2, 2, 1), (2, 2, 1), 2),  # too small to be closed
+        ("TPU v5", (4, 4, 8), (4, 4, 4), 5),  # half of a ring is a line
+        ("TPU v6 lite", (8, 8, 1), (8, 8, 1), 2),
+        ("TPU v6 lite", (16, 16, 1), (16, 16, 1), 4),
+    ],
+)
+def test_links_along_mesh_axes(kind, shape, covered, wanted) -> None:
+    places = itertools.product(*map(range, covered))
+    devices = [types.SimpleNamespace(coords=place) for place in places]
+    chip = chip_of(kind)
+    assert chip is not None and links(chip, devices, shape) == wanted
+
+
+def test_facts_are_those_of_the_longest_name() -> None:
+    assert chip_of("TPU v5 lite") is not chip_of("TPU v5") is CHIPS["TPU v5"]
+    assert chip_of("cpu") is None
