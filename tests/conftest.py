@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.processes import virtual_devices
 from tests.tiny_run import finished, model, task  # noqa: F401, fixtures
 
 ROOT = Path(__file__).parent.parent
-_DEVICES = "--xla_force_host_platform_device_count"
 
 # Before jax is imported: the CPU, and programs compiled once for all tests and their processes.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -46,15 +46,10 @@ def on_devices() -> Callable[..., None]:
 
     def run(function: Callable[..., None], *arguments: object, count: int = 8) -> None:
         code = f"import sys; from {function.__module__} import {function.__name__} as function; "
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_DEVICES}={count}",
-        }
         done = subprocess.run(
             [sys.executable, "-c", code + "function(*sys.argv[1:])", *map(str, arguments)],
             cwd=ROOT,
-            env=environment,
+            env=virtual_devices(count),
             capture_output=True,
             text=True,
             timeout=300,

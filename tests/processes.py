@@ -16,6 +16,20 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def virtual_devices(count: int) -> dict[str, str]:
+    """The environment of a process with `count` CPU devices.
+
+    XLA has a thread a core, and one that waits for other devices is not free for them: with fewer
+    threads than two for each device, a program with several collectives may wait for itself.
+    """
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": str(max(4 * count, os.cpu_count() or 1)),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
+    }
+
+
 def run_together(
     arguments: Sequence[Sequence[object]], logs: Path, devices: int, timeout_s: float = 600
 ) -> list[str]:
@@ -23,8 +37,7 @@ def run_together(
 
     Each process has so many virtual CPU devices.  Fails unless all of them exit with 0.
     """
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = virtual_devices(devices)
     outputs = [logs / f"{index}.log" for index in range(len(arguments))]
     processes = []
     try:

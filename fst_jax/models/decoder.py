@@ -56,22 +56,18 @@ def parameter_path(keys: tuple[Any, ...]) -> str:
     return "/".join(str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey))
 
 
-def _matmul(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x @ kernel; on the CPU in parts of the inner axis, with the batch axes merged.
+def _in_parts(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Array, "... O"]:
+    """x @ kernel for the CPU: in parts of the inner axis, with the batch axes merged.
 
     XLA's CPU backend adds up the whole inner axis in one go, and its rounding grows with the
     length; adding up partial sums, as a BLAS does, halves it.  Merging saves a transpose in the
     backward pass; elsewhere it would only undo a sharding over the batch.
     """
-
-    def blocked(x: Array, kernel: Array) -> Array:
-        cuts = list(range(_CPU_BLOCK, x.shape[-1], _CPU_BLOCK))
-        rows = jnp.split(x.reshape(-1, x.shape[-1]), cuts, axis=1)
-        products = map(_float32_matmul, rows, jnp.split(kernel, cuts))
-        y = functools.reduce(jnp.add, products).astype(x.dtype)
-        return y.reshape(*x.shape[:-1], kernel.shape[-1])
-
-    return jax.lax.platform_dependent(x, kernel, cpu=blocked, default=jnp.matmul)
+    cuts = list(range(_CPU_BLOCK, x.shape[-1], _CPU_BLOCK))
+    rows = jnp.split(x.reshape(-1, x.shape[-1]), cuts, axis=1)
+    products = map(_float32_matmul, rows, jnp.split(kernel, cuts))
+    y = functools.reduce(jnp.add, products).astype(x.dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nnx.Module):
@@ -79,6 +75,8 @@ class Linear(nnx.Module):
 
     `adapter`, if one is attached (`models/lora.py`), maps x to what is added to that.
     """
+
+    matmul: Callable[[Array, Array], Array] = staticmethod(jnp.matmul)
 
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool, param_dtype: DTypeLike, rngs: nnx.Rngs
@@ -89,7 +87,7 @@ class Linear(nnx.Module):
         self.adapter: Callable[[Array], Array] | None = None
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = _matmul(x, self.kernel[...].astype(x.dtype))
+        y = self.matmul(x, self.kernel[...].astype(x.dtype))
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
         y = y if self.adapter is None else y + self.adapter(x)
         return checkpoint_name(y, _LINEAR_OUTPUT)
@@ -207,7 +205,8 @@ class Decoder(nnx.Module):
 
     `dtype` is the dtype of activations and matrix products, `param_dtype` that of the stored
     parameters (cast at use).  `remat` says what of each layer the backward pass recomputes (see
-    `rematerialized`).  Building one draws random parameters from `rngs.params`.
+    `rematerialized`).  `platform` is where it will run; by default, JAX's default backend.
+    Building one draws random parameters from `rngs.params`.
     """
 
     def __init__(
@@ -217,6 +216,7 @@ class Decoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: Remat = "none",
+        platform: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
@@ -232,6 +232,12 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
         options: dict[str, Any] = {"bias": False, "param_dtype": param_dtype, "rngs": rngs}
         self.head = None if config.tie_word_embeddings else Linear(*shape[::-1], **options)
+        # Not `jax.lax.platform_dependent`: in a gradient through a scan its choice is made at run
+        # time, a conditional around every product and the collectives of its operands.
+        if (platform or jax.default_backend()) == "cpu":
+            for _, module in nnx.iter_graph(self):
+                if isinstance(module, Linear):
+                    module.matmul = _in_parts
 
     def __call__(
         self,

@@ -212,3 +212,22 @@ def test_dtypes():
     assert [x.dtype.name for x in (hidden, low_hidden)] == ["float32", "bfloat16"]
     assert got.dtype == jnp.float32
     assert np.abs(got - want).mean() < 0.1 * np.abs(want).mean()
+
+
+def test_products_are_chosen_when_the_model_is_made():
+    """And not while it runs: no conditional is left in a gradient through the layers' loop."""
+    config = ModelConfig.from_hf(tiny_config(layers=6))
+    tokens, positions = jnp.asarray(TOKENS), jnp.asarray(POSITIONS)
+    outputs = []
+    for platform in ("cpu", "tpu"):
+        graphdef, params = nnx.split(Decoder(config, platform=platform, rngs=nnx.Rngs(0)))
+
+        def total(params: nnx.State, graphdef: nnx.GraphDef = graphdef) -> jax.Array:
+            hidden, _ = nnx.merge(graphdef, params)(tokens, positions, full_attend(6))
+            return (hidden**3).sum()
+
+        program = jax.jit(jax.value_and_grad(total)).lower(params)
+        assert "stablehlo.while" in program.as_text()
+        assert "stablehlo.case" not in program.as_text()
+        outputs.append(program.compile()(params)[0])
+    np.testing.assert_allclose(*outputs, rtol=1e-4)

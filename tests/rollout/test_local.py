@@ -65,13 +65,14 @@ def samples_of(asked: list[Request], groups: list[list[Completion]]) -> list[Sam
 def learner_gap(family: str, asked: list[Request]) -> np.ndarray:
     """|sampler's − learner's log-probability| of every sampled token."""
     graphdef, params = nnx.split(tiny.model(family))
+    mesh = tiny.one_device()
     groups = engine_of(family).generate(asked)
     batch = pack(samples_of(asked, groups), per_row=2, micro_batch_rows=8)
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
 
     @jax.jit
     def score(params, rows):
-        return score_tokens(nnx.merge(graphdef, params), rows, head_chunk=64).logprob
+        return score_tokens(nnx.merge(graphdef, params), rows, 64, mesh).logprob
 
     gap = np.abs(score(params, rows) - rows.behaviour)[batch.token_weight[0] > 0]
     assert len(gap) == sum(len(c.ids) for group in groups for c in group)
