@@ -115,7 +115,10 @@ class Model:
     @classmethod
     def of(cls, config: Config, architecture: ModelConfig, mesh: Mesh) -> "Model":
         dtype = jnp.dtype(config.model.dtype)
-        options = {"dtype": dtype, "remat": config.model.remat, "param_dtype": held_dtype(config)}
+        options = {
+            "dtype": dtype, "remat": config.model.remat, "param_dtype": held_dtype(config),
+            "platform": mesh.devices.flat[0].platform,
+        }  # fmt: skip
         shapes = nnx.eval_shape(lambda: Decoder(architecture, **options, rngs=nnx.Rngs(0)))
         graphdef, params = nnx.split(shapes)
         return cls(architecture, graphdef, _placed(params, shardings(params, mesh)))
