@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fst_jax.config import Config
+from fst_jax.config import Config, ParallelSettings
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.settings import difference, load_file, to_yaml
 
@@ -118,6 +118,8 @@ class RunFolder:
     def create(self, config: Config) -> None:
         """Make the folder and write the resolved config, unless they are there or it goes on.
 
+        How its processes start is left out: that is the command's, and differs between them.
+
         Raises:
           RunError: as `check`, or the folder cannot be written.
         """
@@ -125,7 +127,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.config.exists() or load_file(self.config).train != config.train:
-                self._draft.write_text(to_yaml(config), encoding="utf-8")
+                own = {key: getattr(ParallelSettings(), key) for key in _START}
+                kept = replace(config, parallel=replace(config.parallel, **own))
+                self._draft.write_text(to_yaml(kept), encoding="utf-8")
                 self._draft.replace(self.config)
             for folder in (self.pool, self.samples, self.checkpoints, self.export):
                 folder.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fst_jax.config import Config, TrackingSettings, TrainSettings
+from fst_jax.config import Config, ParallelSettings, TrackingSettings, TrainSettings
 from fst_jax.errors import RunError
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import load_file
@@ -94,3 +94,14 @@ def test_an_output_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(RunError, match="is not a folder to write to"):
         config = Config(name="try", output=str(tmp_path / "file"))
         RunFolder.of(config).check(config)
+
+
+def test_how_the_processes_start_is_not_kept(config):
+    folder = RunFolder.of(config)
+    parallel = ParallelSettings({"fsdp": 4}, "host:1", processes=2, process=0)
+    folder.create(replace(config, parallel=parallel))
+    assert load_file(folder.config).parallel == ParallelSettings({"fsdp": 4})
+    folder.check(replace(config, parallel=replace(parallel, process=1)))
+    folder.check(replace(config, parallel=ParallelSettings({"fsdp": 4})))
+    with pytest.raises(RunError, match="parallel.mesh"):
+        folder.check(replace(config, parallel=ParallelSettings({"fsdp": 2})))
