@@ -55,6 +55,17 @@ def test_a_served_model_gives_the_run_of_the_sampler_in_process(
     assert "sync_mismatch" not in next(event for event in here if event["event"] == "step")
 
 
+def test_adapters_are_served_merged(
+    served: Served, model: Path, task: Path, root: Path, monkeypatch
+) -> None:
+    lora = ("--slow.lora_rank", "2", "--slow.learning_rate", "0.01", "--fast.enabled", "false")
+    argv = arguments(model, task, root / "adapters", *remote(served.url), *lora)
+    assert run(monkeypatch, [*argv, "--train.steps", "3", "--eval.every", "0"]) == 0
+    found = [e for e in events(root / "adapters/ci_tiny") if e["event"] == "step"]
+    assert found[-1]["kl_k3"] > 0.01  # far from the base, and yet the server agrees
+    assert all(0 < event["sync_mismatch"] < 1e-4 for event in found)
+
+
 def test_a_model_that_disagrees_is_not_trained_on(
     served: Served, model: Path, task: Path, root: Path, monkeypatch, capsys
 ) -> None:
