@@ -55,6 +55,7 @@ def test_a_served_model_gives_the_run_of_the_sampler_in_process(
     assert "sync_mismatch" not in next(event for event in here if event["event"] == "step")
 
 
+@pytest.mark.slow
 def test_adapters_are_served_merged(
     served: Served, model: Path, task: Path, root: Path, monkeypatch
 ) -> None:
