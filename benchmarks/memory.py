@@ -49,7 +49,10 @@ def measure(
 ) -> dict[str, float]:
     """MiB by kind, of one step of `rows` rows with one completion of `tokens` tokens each."""
     frozen_dtype = dtype if settings.lora_rank else "float32"
-    model = partial(Decoder, config, dtype=dtype, param_dtype=frozen_dtype, remat=remat)
+    platform = mesh.devices.flat[0].platform
+    model = partial(
+        Decoder, config, dtype=dtype, param_dtype=frozen_dtype, remat=remat, platform=platform
+    )
     graphdef, params = nnx.split(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))))
     trained, frozen = jax.eval_shape(
         lambda params: starting_point(params, settings, jax.random.key(0)), params
