@@ -168,7 +168,8 @@ class SlowSettings:
     lora_rank: int = setting(
         0,
         "Rank of LoRA adapters (arXiv 2106.09685), trained in place of the weights; 0: the weights "
-        "themselves are trained (paper).",
+        "themselves are trained (paper). Adapters want about ten times the learning rate (Schulman "
+        "et al. 2025, LoRA Without Regret).",
     )
     lora_alpha: float = setting(
         32.0, "α: adapters are scaled by α / rank (ours: PEFT's usual value; open in the paper)."
