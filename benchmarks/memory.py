@@ -23,9 +23,9 @@ from fst_jax.config import ParallelSettings, SlowSettings
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.parallel.sharding import batch_shardings, replicated, shardings
+from fst_jax.parallel.sharding import batch_shardings, shardings
 from fst_jax.plan import devices
-from fst_jax.slow.learner import LearnerState, train_step
+from fst_jax.slow.learner import LearnerState, jitted_step, state_shardings
 from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import Sample, pack
 from fst_jax.slow.policy import starting_point
@@ -58,36 +58,30 @@ def measure(
         lambda params: starting_point(params, settings, jax.random.key(0)), params
     )
     optimizer = jax.eval_shape(make_optimizer(settings).init, trained)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    placed = state_shardings(trained, settings, mesh)
 
-    def placed(tree: Any, memory: str | None = None) -> Any:
+    def described(tree: Any, split: Any, memory: str | None = None) -> Any:
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=s.with_memory_kind(memory) if memory else s
             ),
             tree,
-            shardings(tree, mesh),
+            split,
         )
 
-    whole = replicated(mesh)
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    state = LearnerState(placed(trained), placed(optimizer), step)
-    frozen = placed(frozen, "pinned_host" if settings.reference == "offload" else None)
+    where = "pinned_host" if settings.reference == "offload" else None
     ids = np.ones(tokens, np.int32)
     sample = Sample((1,) * CONTEXT, ids, -np.ones(tokens, np.float32), 1.0, 0, 1.0, True)
     contexts = ((row + 1,) * CONTEXT for row in range(rows))
-    packed = pack([dataclasses.replace(sample, context_ids=c) for c in contexts], 1, rows, mesh)
-    batch = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        packed,
-        batch_shardings(packed, mesh),
-    )
+    batch = pack([dataclasses.replace(sample, context_ids=c) for c in contexts], 1, rows, mesh)
     compiled = (
-        jax.jit(
-            partial(train_step, graphdef=graphdef, settings=settings, mesh=mesh),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
+        jitted_step(graphdef, settings, mesh, placed)
+        .lower(
+            described(LearnerState(trained, optimizer, step), placed),
+            described(frozen, shardings(frozen, mesh), where),
+            described(batch, batch_shardings(batch, mesh)),
         )
-        .lower(state, frozen, batch)
         .compile()
     )
     plan = compiled.memory_analysis()
