@@ -17,6 +17,9 @@ from fst_jax.errors import ConfigError
 
 Optimizer = Literal["adamw", "adamw_bfloat16", "adafactor"]
 Remat = Literal["none", "dots", "full", "offload"]
+Objective = Literal["cispo", "grpo", "dapo", "dr_grpo", "gspo", "rloo", "reinforce"]
+Aggregation = Literal["problem", "token", "completion", "completion_sum", "constant"]
+Baseline = Literal["problem", "prompt", "batch"]
 
 
 def setting(default: Any, help: str) -> Any:
@@ -116,9 +119,28 @@ class RolloutSettings:
 @dataclass(frozen=True)
 class SlowSettings:
     enabled: bool = setting(True, "Train θ. false: the weights stay frozen (prompt-only).")
-    objective: Literal["cispo"] = setting("cispo", "Policy-gradient objective (paper §3).")
+    objective: Objective = setting(
+        "cispo",
+        "Policy-gradient objective (paper §3: CISPO). Each brings its own aggregation, baseline, "
+        "normalisation and clip range, which the settings of these names change; see "
+        "docs/objectives.md.",
+    )
+    aggregation: Aggregation | None = setting(
+        None,
+        "Denominators of the loss: mean over a problem's tokens, then problems; over all tokens; "
+        "over a completion's tokens, then completions; sum over a completion's tokens; sum over "
+        "all tokens by a constant. null: the objective's own (cispo: problem, the paper's).",
+    )
+    minibatches: int = setting(
+        1,
+        "Parts that a step's problems are divided into, with an update for each (paper §4: one "
+        "update per step).",
+    )
+    epochs: int = setting(
+        1, "Passes over a step's rollouts, the first included (paper §4: one update per step)."
+    )
     learning_rate: float = setting(1e-6, "Peak learning rate of AdamW (paper app.: 1e-6).")
-    warmup_steps: int = setting(10, "Linear warm-up, then constant (paper app.: 10).")
+    warmup_steps: int = setting(10, "Linear warm-up in updates, then constant (paper app.: 10).")
     optimizer: Optimizer = setting(
         "adamw",
         "adamw (paper app.); adamw_bfloat16: its first moment in bfloat16; adafactor: of a "
@@ -132,19 +154,49 @@ class SlowSettings:
     clip_threshold: float = setting(
         4.0, "τ: importance ratios are cut here (paper: clip_high 3.0; ours reads τ = 1 + 3)."
     )
+    clip_low: float | None = setting(
+        None,
+        "ε_low: ratios are clipped at 1 − ε_low from below. null: the objective's own (PPO's 0.2; "
+        "GSPO's 3e-4). cispo, rloo and reinforce have no lower bound.",
+    )
+    clip_high: float | None = setting(
+        None,
+        "ε_high: ratios are clipped at 1 + ε_high from above. null: the objective's own (PPO's "
+        "0.2; DAPO's 0.28; GSPO's 4e-4).",
+    )
+    importance_cap: float = setting(
+        2.0,
+        "Largest weight that corrects for the mismatch of sampler and learner, for rloo, "
+        "reinforce and gspo, and for grpo, dapo and dr_grpo with several updates per step; "
+        "cispo's is clip_threshold (verl's and Tunix's default: 2).",
+    )
     kl_coefficient: float = setting(1e-3, "Weight of the KL regularizer to the base (paper app.).")
-    kl_estimator: Literal["k1", "k2", "k3"] = setting(
+    kl_placement: Literal["loss", "reward"] = setting(
+        "loss",
+        "Where the KL regularizer is: a term of the loss, or taken off each rollout's reward, as "
+        "k1 over the completion (open in the paper; ours: loss).",
+    )
+    kl_estimator: Literal["k1", "k2", "k3", "k3+"] = setting(
         "k3",
         "Estimator of the KL regularizer in the loss (open in the paper; ours: k3; on-policy, the "
-        "gradient of k1 is zero on average).",
+        "gradient of k1 is zero on average). k3+ has the value of k3 and the gradient of k2, which "
+        "is that of the KL.",
     )
-    baseline: Literal["problem", "prompt"] = setting(
-        "problem",
-        "Advantage group: all G rollouts of a problem across prompts (paper's default), or each "
-        "prompt's G/K alone (its ablation, worse).",
+    reference_refresh: int = setting(
+        0,
+        "Steps after which the weights of then become the regularizer's reference; 0: it stays the "
+        "base (open in the paper; ours: never). Evaluation measures from the base always.",
     )
-    normalize_std: bool = setting(
-        True, "Divide advantages by the group's standard deviation (paper §3; math: false)."
+    baseline: Baseline | None = setting(
+        None,
+        "Advantage group: all G rollouts of a problem across prompts (paper's default), each "
+        "prompt's G/K alone (its ablation, worse), or all of a step. null: the objective's own "
+        "(reinforce: batch; all others: problem).",
+    )
+    normalize_std: bool | None = setting(
+        None,
+        "Divide advantages by the group's standard deviation (paper §3: yes; math: no). null: as "
+        "the objective does (cispo, grpo, dapo, gspo), but not with kl_placement reward.",
     )
     normalize_batch: bool = setting(
         False,
@@ -180,6 +232,11 @@ class SlowSettings:
         "key, value, output, layers/mlp/gate, up, down, and head (ours: all but the head, as in "
         "QLoRA, arXiv 2305.14314).",
     )
+
+    @property
+    def updates_per_step(self) -> int:
+        """Updates of θ from one step's rollouts."""
+        return self.minibatches * self.epochs
 
 
 @dataclass(frozen=True)
@@ -359,6 +416,37 @@ class Config:
                 "a baseline per prompt needs at least 2 rollouts under each prompt (G/K ≥ 2)",
             )
         require(
+            self.rollout.problems_per_step % max(self.slow.minibatches, 1) == 0,
+            "slow.minibatches",
+            f"must divide rollout.problems_per_step = {self.rollout.problems_per_step}, so that "
+            "every update sees equally many problems",
+        )
+        for name, ceiling in (("clip_low", 1.0), ("clip_high", math.inf)):
+            value = getattr(self.slow, name)
+            require(
+                value is None or 0 < value < ceiling,
+                f"slow.{name}",
+                f"must be above 0 and below {ceiling}, not {value}",
+            )
+            require(
+                value is None or self.slow.objective not in UNCLIPPED,
+                f"slow.{name}",
+                f"{self.slow.objective} has no clip range: remove it, or choose another "
+                "slow.objective",
+            )
+        require(
+            self.slow.reference_refresh == 0 or self.slow.lora_rank == 0,
+            "slow.reference_refresh",
+            "with LoRA the reference is the base with its adapters off, which stays as it is: set "
+            "it to 0, or slow.lora_rank to 0",
+        )
+        require(
+            self.slow.reference_refresh == 0 or self.slow.kl_coefficient > 0,
+            "slow.reference_refresh",
+            "slow.kl_coefficient is 0, so that no reference is used: set it to 0, or the "
+            "coefficient above 0",
+        )
+        require(
             self.slow.enabled or self.fast.enabled,
             "slow.enabled",
             "slow.enabled and fast.enabled are both false: nothing would learn",
@@ -442,6 +530,7 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
+UNCLIPPED: tuple[Objective, ...] = ("cispo", "rloo", "reinforce")  # no trust region
 _MINIMA = {
     "rollout.group_size": 1,
     "rollout.problems_per_step": 1,
@@ -451,6 +540,9 @@ _MINIMA = {
     "slow.warmup_steps": 0,
     "slow.weight_decay": 0,
     "slow.kl_coefficient": 0,
+    "slow.minibatches": 1,
+    "slow.epochs": 1,
+    "slow.reference_refresh": 0,
     "slow.micro_batch_rows": 1,
     "slow.head_chunk": 1,
     "slow.lora_rank": 0,
@@ -483,6 +575,7 @@ _POSITIVE = (
     "slow.max_grad_norm",
     "slow.clip_threshold",
     "slow.lora_alpha",
+    "slow.importance_cap",
     "eval.temperature",
     "task.timeout_s",
     "parallel.start_timeout_s",

@@ -10,6 +10,7 @@ from fst_jax.models.decoder import abstract_params
 from fst_jax.parts import Inputs
 from fst_jax.settings import to_yaml
 from fst_jax.shapes import bucket
+from fst_jax.slow.importance import ratio_to
 from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import completions_per_row, row_bucket
 from fst_jax.slow.policy import starting_point
@@ -34,6 +35,9 @@ def describe(config: Config, inputs: Inputs) -> str:
     prompt_tokens, new_tokens = bucket(rollout.max_prompt_tokens), bucket(rollout.max_new_tokens)
     kv = kv_token * prompts * (prompt_tokens + each * new_tokens)
     head = config.slow.head_chunk * model.vocab_size * FLOAT32
+
+    scores_old = config.slow.enabled and ratio_to(config.slow) == "before"
+    penalised = config.slow.enabled and config.slow.kl_placement == "reward"
 
     copies = {"parameters": count * FLOAT32}
     if config.slow.enabled:
@@ -61,6 +65,8 @@ def describe(config: Config, inputs: Inputs) -> str:
         + (", for fast rounds (n = 1)" if config.fast.enabled else "")
         + " and for evaluation",
         *(["  the train step"] if config.slow.enabled else []),
+        *(["  log-probabilities before the first update"] if scores_old else []),
+        *(["  the KL of a step's rollouts"] if penalised else []),
         "  drift from the base, for evaluation",
     ]
     return "\n".join(lines)
@@ -78,7 +84,8 @@ def _learner_bytes(config: Config, model: ModelConfig) -> dict[str, int]:
         held = {"frozen base": frozen, "adapters": trained, "weights merged for sampling": frozen}
     else:
         held = {"parameters": trained}
-        held |= {"reference": frozen} if slow.reference == "copy" else {}
+        kept = ["reference"] + ["base, to measure drift from"] * (slow.reference_refresh > 0)
+        held |= dict.fromkeys(kept, frozen) if slow.reference == "copy" else {}
     held |= {"optimizer": optimizer, "gradients": trained}
     return {
         name: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

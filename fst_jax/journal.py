@@ -27,7 +27,7 @@ from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.parts import Inputs
 from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
-from fst_jax.slow.learner import Learner, LearnerState
+from fst_jax.slow.learner import Learner
 from fst_jax.state import Checkpoints
 from fst_jax.tracking import ConsoleTracker, JsonlTracker, Trackers, extra_trackers
 
@@ -99,7 +99,7 @@ class Journal:
             self.progress = Progress.from_json(saved.host["progress"])
             offset, elapsed_s = saved.host["metrics_offset"], saved.host["elapsed_s"]
             if learner is not None:
-                learner.state = LearnerState(*saved.arrays)
+                learner.restore(saved.arrays)
         self.resumed = saved is not None
         first_step = self.progress.step + self.resumed
         agreed(self._drop_later_files)
@@ -208,7 +208,7 @@ class Journal:
 
     def _arrays(self) -> Any:
         """The sharded state; a frozen model has none but must not be an empty tree."""
-        return tuple(self._learner.state) if self._learner else (jnp.zeros(()),)
+        return self._learner.saved if self._learner else (jnp.zeros(()),)
 
     def _export(self, folder: Path) -> None:
         if self._learner is not None:

@@ -38,9 +38,17 @@ from fst_jax.rollout.parity import Parity
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
-from fst_jax.slow.groups import group_metrics, samples_of
+from fst_jax.slow.groups import group_metrics, samples_of, unlabelled
 from fst_jax.slow.learner import Learner
-from fst_jax.slow.packing import completions_per_row, contexts_per_row, pack
+from fst_jax.slow.objectives import recipe
+from fst_jax.slow.packing import (
+    Batch,
+    Sample,
+    completions_per_row,
+    contexts_per_row,
+    pack_together,
+    split_problems,
+)
 from fst_jax.summary import print_summary
 from fst_jax.tasks.order import ProblemOrder, StagedOrder
 from fst_jax.tasks.stream import stages_of
@@ -101,10 +109,12 @@ def train(config: Config) -> None:
             if learner:
                 groups = sample_groups(config, actor, order.minibatch(step), progress, step)
                 began = time.monotonic()
-                metrics = slow_step(config, learner, groups)  # one CISPO step on θ
+                metrics = slow_step(config, learner, groups)  # one step on θ, by CISPO
                 metrics |= {"sync_mismatch": parity.last} if parity else {}
                 seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
+                if due(progress.step, config.slow.reference_refresh):
+                    learner.refresh_reference()
             if due(progress.step, config.checkpoint.export_every):
                 journal.keep_weights()
             if progress.step < config.train.steps:  # the end has its own
@@ -167,16 +177,28 @@ def sample_groups(
 def slow_step(
     config: Config, learner: Learner, groups: Sequence[Sequence[Rollout]]
 ) -> dict[str, Any]:
-    """Advantages over each group, then one update of θ."""
-    each = config.rollout.group_size // config.population
-    sizes = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens, learner.hidden_size
-    samples = samples_of(groups, config.slow)
+    """Advantages over each group, then the step's updates of θ."""
+    slow = config.slow
+    metrics, penalties = group_metrics(groups), None
+    if slow.kl_placement == "reward":
+        flat = [unlabelled(r.context_ids, r.completion) for group in groups for r in group]
+        (batch,) = packed(config, learner, [flat])
+        penalties = slow.kl_coefficient * learner.log_ratios(batch)
+        metrics["kl_penalty_mean"] = float(penalties.mean())
+    parts = split_problems(samples_of(groups, slow, penalties), slow.minibatches)
+    return metrics | learner.step(*packed(config, learner, parts))
+
+
+def packed(config: Config, learner: Learner, parts: Sequence[Sequence[Sample]]) -> list[Batch]:
+    """Rows of one shape for each part of a step's samples."""
+    rollout, each = config.rollout, config.rollout.group_size // config.population
+    sizes = rollout.max_prompt_tokens, rollout.max_new_tokens, learner.hidden_size
     per_row, contexts = completions_per_row(each, *sizes), 1
     if per_row == each:
-        contexts = contexts_per_row(samples, per_row, *sizes, learner.mesh)
+        contexts = contexts_per_row(parts[0], per_row, *sizes, learner.mesh)
     rows = max(1, config.slow.micro_batch_rows // contexts)  # as they are so much longer
-    batch = pack(samples, per_row, rows, learner.mesh, contexts)
-    return group_metrics(groups) | learner.step(batch)
+    aggregation, longest = recipe(config.slow).aggregation, rollout.max_new_tokens
+    return pack_together(parts, per_row, rows, learner.mesh, contexts, aggregation, longest)
 
 
 def fast_round(

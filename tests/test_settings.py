@@ -81,7 +81,7 @@ def test_unknown_keys_name_the_nearest_one_and_the_line(config_file):
         ("name: true", "name: expected text, not true"),
         ("name: null", "name: expected text, not null"),
         ("name: [a]", 'name: expected text, not ["a"]'),
-        ("slow: {objective: ppo}", 'slow.objective: expected cispo, not "ppo"'),
+        ("slow: {objective: ppo}", 'or rloo or reinforce, not "ppo"'),
         ("task: {seed_prompt: [x]}", 'task.seed_prompt: expected text or null, not ["x"]'),
         ("parallel: {mesh: {data: x}}", "expected a mapping with a whole number for each name"),
         ("parallel: {mesh: 8}", "expected a mapping with a whole number for each name, not 8"),
@@ -96,6 +96,24 @@ def test_unknown_keys_name_the_nearest_one_and_the_line(config_file):
 )
 def test_wrong_values(config_file, text, said):
     assert said in message(config_file(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("minibatches: 5", "slow.minibatches: must divide rollout.problems_per_step = 32"),
+        ("minibatches: 0", "slow.minibatches: must be at least 1, not 0"),
+        ("epochs: 0", "slow.epochs: must be at least 1, not 0"),
+        ("clip_low: 0.1", "slow.clip_low: cispo has no clip range: remove it, or choose another"),
+        ("objective: dapo, clip_low: 1.0", "slow.clip_low: must be above 0 and below 1.0, not 1.0"),
+        ("objective: rloo, clip_high: 0.1", "slow.clip_high: rloo has no clip range"),
+        ("importance_cap: 0", "slow.importance_cap: must be above 0 and finite"),
+        ("reference_refresh: -1", "slow.reference_refresh: must be at least 0, not -1"),
+        ("reference_refresh: 5, kl_coefficient: 0", "slow.kl_coefficient is 0, so that no"),
+    ],
+)
+def test_inconsistent_settings_of_the_objective(config_file, text, said):
+    assert said in message(config_file(f"slow: {{{text}}}"))
 
 
 def test_a_key_given_twice(config_file):

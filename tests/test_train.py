@@ -186,21 +186,61 @@ def test_reused_rollouts_stand_in_for_new_ones(
     assert steps[0]["mismatch_k3"] < 1e-6 and steps[0]["ratio_max"] < 1.001  # same weights still
     assert steps[1]["mismatch_k3"] > 1e-6  # one update later
 
+    argv[argv.index(str(tmp_path / "whole"))] = str(tmp_path / "halves")
+    run_in_halves(monkeypatch, argv, step=2)
+    assert untimed(tmp_path / "halves/ci_tiny") == untimed(whole)
+
+
+def run_in_halves(monkeypatch: pytest.MonkeyPatch, argv: list[str], step: int) -> None:
+    """Run until a step is recorded, fail there, and run again to the end."""
+
     class Killed(Exception):
         pass
 
-    def killed_in_step_2(self: Journal, *values: Any) -> None:
+    def killed(self: Journal, *values: Any) -> None:
         slow_step(self, *values)
-        if self.progress.step == 2:
+        if self.progress.step == step:
             raise Killed
 
     slow_step = Journal.slow_step
-    argv[argv.index(str(tmp_path / "whole"))] = str(tmp_path / "halves")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Journal, "slow_step", killed_in_step_2)
+        patch.setattr(Journal, "slow_step", killed)
         run(monkeypatch, argv)
     assert run(monkeypatch, argv) == 0
-    assert untimed(tmp_path / "halves/ci_tiny") == untimed(whole)
+
+
+def test_several_updates_with_the_kl_in_the_reward_and_a_refreshed_reference(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [
+        "--fast.enabled", "false", "--train.steps", "5", "--checkpoint.every", "1",
+        "--slow.objective", "grpo", "--slow.minibatches", "2", "--slow.epochs", "2",
+        "--slow.kl_placement", "reward", "--slow.kl_coefficient", "0.1",
+        "--slow.reference_refresh", "2",
+    ]  # fmt: skip
+    assert run(monkeypatch, arguments(model, task, tmp_path / "whole", *more)) == 0
+    whole = tmp_path / "whole/ci_tiny"
+    steps = [event for event in events(whole) if event["event"] == "step"]
+    assert [event["weight_version"] for event in steps] == [1, 2, 3, 4, 5]
+    assert steps[0]["lr"] == pytest.approx(1e-3)  # warm after two updates of four
+    assert all(event["mismatch_k3"] < 1e-6 for event in steps)  # before the first update
+    assert all(event["ratio_max"] > 1.01 for event in steps)  # after it
+    assert steps[0]["kl_penalty_mean"] == pytest.approx(0, abs=1e-4)
+    assert steps[1]["kl_penalty_mean"] > 1e-3
+    # The reference is that of step 2 from then on: nobody has moved from it yet.
+    assert steps[2]["kl_penalty_mean"] == pytest.approx(0, abs=1e-4)
+    drifts = {e["step"]: e["kl_to_base"] for e in events(whole) if e["event"] == "eval"}
+    assert drifts[0] == 0 and drifts[2] > 1e-3 and drifts[4] > drifts[2]
+    assert steps[4]["compiles"] == steps[3]["compiles"] == steps[2]["compiles"]
+    # Killed in step 3: from a checkpoint whose reference is no longer the base.  What a sampler
+    # served before shows in the last bits of its log-probabilities.
+    run_in_halves(monkeypatch, arguments(model, task, tmp_path / "halves", *more), step=3)
+    pairs = zip(untimed(tmp_path / "halves/ci_tiny"), untimed(whole), strict=True)
+    for found, wanted in pairs:
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            close = pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+            assert found[key] == close, key
 
 
 def start(argv: list[str]) -> subprocess.Popen[str]:
@@ -282,6 +322,13 @@ def test_dry_run_writes_nothing(
     assert run(monkeypatch, arguments(model, task, tmp_path / "out", "--dry-run")) == 0
     printed = capsys.readouterr().out
     assert "reference" in printed and "training rows: 8 of up to" in printed
+    extra = ("base, to measure drift", "before the first update", "the KL of a step's")
+    assert not any(text in printed for text in extra)
+    more = ["--slow.reference_refresh", "3", "--slow.kl_placement", "reward"]
+    more += ["--slow.objective", "dapo", "--slow.epochs", "2"]
+    assert run(monkeypatch, arguments(model, task, tmp_path / "out", "--dry-run", *more)) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in extra)
     assert not (tmp_path / "out").exists()
 
 

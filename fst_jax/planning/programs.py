@@ -125,7 +125,7 @@ class Model:
 
 
 def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
-    """The batch of a step whose contexts and completions are all as long as they may be."""
+    """The batch of an update whose contexts and completions are all as long as they may be."""
     rollout = config.rollout
     each = rollout.group_size // config.population
     longest, new = rollout.max_prompt_tokens, rollout.max_new_tokens
@@ -139,7 +139,7 @@ def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
             advantage=1.0,
             valid=True,
         )
-        for problem in range(rollout.problems_per_step)
+        for problem in range(rollout.problems_per_step // config.slow.minibatches)
         for prompt in range(config.population)
         for _ in range(each)
     ]
@@ -173,6 +173,8 @@ def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Low
             "reference": 0 if settings.lora_rank else base,
             "batch": per_chip(shapes),
         },
+        # The base, from which drift is measured, once it is no longer the reference.
+        beside={"reference": base if settings.reference_refresh else 0},
         activations=_residuals(config, model, batch, mesh),
     )
 

@@ -18,16 +18,20 @@ def group_advantages(
     groups: Int[np.ndarray, "N"],
     normalize_std: bool = True,
     normalize_batch: bool = False,
+    leave_one_out: bool = False,
 ) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
     """Advantages (float32) and whether each rollout's group has any variance.
 
     Args:
       rewards: reward of each rollout.
-      groups: id of each rollout's group: its problem (the default baseline), or
-        its (problem, prompt) pair for the per-prompt ablation.
+      groups: id of each rollout's group: its problem (the default baseline), its
+        (problem, prompt) pair for the per-prompt ablation, or one for all.
       normalize_std: divide by the group's population standard deviation.
       normalize_batch: then divide by the standard deviation over all rollouts
         of groups with variance.
+      leave_one_out: compare with the mean of the group's other rollouts, which does
+        not depend on the rollout's own reward (Kool et al. 2019; RLOO, arXiv
+        2402.14740).  That is G / (G − 1) times the distance to the group's mean.
 
     A group without variance is recognised by max − min, not by a standard
     deviation that rounding keeps above zero.
@@ -41,6 +45,8 @@ def group_advantages(
         if own.max() == own.min():
             continue
         centred = own - own.mean()
+        if leave_one_out:
+            centred *= len(own) / (len(own) - 1)
         advantages[members] = centred / (own.std() + EPSILON) if normalize_std else centred
         valid[members] = True
     if normalize_batch and valid.any():

@@ -2,7 +2,8 @@
 
 The prompts are mixed within a group, so that a rollout is also compared with
 those under other prompts (Algorithm 1 of the paper); `baseline: prompt` is its
-ablation, where each prompt's rollouts are compared among themselves.
+ablation, where each prompt's rollouts are compared among themselves.  With
+`baseline: batch` all rollouts of a step are one group.
 """
 
 from collections import Counter
@@ -10,25 +11,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from fst_jax.config import SlowSettings
 from fst_jax.rollout.engine import Completion
 from fst_jax.rollout.rollouts import Rollout
 from fst_jax.slow.advantages import group_advantages
+from fst_jax.slow.objectives import recipe
 from fst_jax.slow.packing import Sample
 
 
-def samples_of(groups: Sequence[Sequence[Rollout]], settings: SlowSettings) -> list[Sample]:
-    """Label every rollout with its advantage; `groups[p]` holds problem p's G rollouts."""
+def samples_of(
+    groups: Sequence[Sequence[Rollout]],
+    settings: SlowSettings,
+    penalties: Float[np.ndarray, "N"] | None = None,
+) -> list[Sample]:
+    """Label every rollout with its advantage; `groups[p]` holds problem p's G rollouts.
+
+    `penalties`, one a rollout, are taken off the rewards first (see `penalty.py`).
+    """
     flat = [(p, rollout) for p, group in enumerate(groups) for rollout in group]
-    baseline: dict[tuple[int, str], int] = {}
-    ids = [
-        baseline.setdefault((p, r.prompt if settings.baseline == "prompt" else ""), len(baseline))
-        for p, r in flat
-    ]
-    rewards = np.array([rollout.score.reward for _, rollout in flat])
+    own = recipe(settings)
+    keys = {
+        "problem": [(p, "") for p, _ in flat],
+        "prompt": [(p, rollout.prompt) for p, rollout in flat],
+        "batch": [(0, "")] * len(flat),
+    }[own.baseline]
+    ids: dict[tuple[int, str], int] = {}
+    rewards = np.array([rollout.score.reward for _, rollout in flat], np.float64)
     advantages, valid = group_advantages(
-        rewards, np.array(ids), settings.normalize_std, settings.normalize_batch
+        rewards if penalties is None else rewards - penalties,
+        np.array([ids.setdefault(key, len(ids)) for key in keys]),
+        own.normalize_std,
+        settings.normalize_batch,
+        own.leave_one_out,
     )
     return [
         Sample(

@@ -6,8 +6,9 @@ The reference is the base model under the same prompt φ.  The policy term leave
 out groups without variance, in its denominator too; the KL regularizer covers
 every sampled token, so that a policy which earns nothing still returns to the
 base.  The reference is scored first, then gradients accumulate over
-micro-batches in a `lax.scan`; a step whose gradient is not finite changes
-nothing and is counted.
+micro-batches in a `lax.scan`; an update whose gradient is not finite changes
+nothing and is counted.  A step may make several updates, over parts of its
+problems and over all of them again; each is the same compiled program.
 """
 
 from functools import partial
@@ -26,11 +27,12 @@ from fst_jax.config import SlowSettings
 from fst_jax.models.decoder import Decoder
 from fst_jax.models.lora import Adapters
 from fst_jax.parallel.sharding import batch_shardings, in_host_memory, put, replicated, shardings
-from fst_jax.slow import kl
+from fst_jax.slow import importance, kl
 from fst_jax.slow.logprobs import score_tokens
-from fst_jax.slow.objectives import OBJECTIVES
+from fst_jax.slow.objectives import policy_loss
 from fst_jax.slow.optimizer import learning_rate, make_optimizer
 from fst_jax.slow.packing import Batch
+from fst_jax.slow.penalty import log_ratios
 from fst_jax.slow.policy import policy, reference_logprobs, starting_point, whole_weights
 
 Params = Any  # nnx.State of the decoder's parameters; what is trained may be adapters instead
@@ -57,13 +59,15 @@ def micro_batch_loss(
     """This micro-batch's share of the loss and of every metric (shares add up)."""
     model = policy(params, frozen, graphdef, settings)
     scores = score_tokens(model, rows, settings.head_chunk, mesh)
-    policy_loss, tokens = OBJECTIVES[settings.objective](
-        scores.logprob, rows.behaviour, rows.advantage, rows.policy_weight, settings.clip_threshold
-    )
+    reached = jax.lax.stop_gradient(scores.logprob)
+    mismatch = kl.estimators(rows.behaviour, reached)["k3"]
+    if importance.ratio_to(settings) == "now":
+        rows = importance.against(reached, rows, settings)
+    loss, tokens = policy_loss(scores.logprob, rows, settings)
     to_reference = kl.estimators(scores.logprob, reference_logprob)
-    regularizer = jnp.sum(rows.kl_weight * to_reference[settings.kl_estimator])
-    loss = policy_loss + settings.kl_coefficient * regularizer
-    mismatch = kl.estimators(rows.behaviour, jax.lax.stop_gradient(scores.logprob))["k3"]
+    if settings.kl_placement == "loss":
+        divergence = kl.regularizer(settings.kl_estimator, scores.logprob, reference_logprob)
+        loss += settings.kl_coefficient * jnp.sum(rows.kl_weight * divergence)
 
     def mean(x: Array) -> Array:
         return jnp.sum(rows.token_weight * x)
@@ -143,6 +147,25 @@ def jitted_step(graphdef: Any, settings: SlowSettings, mesh: Mesh, placed: Learn
     )
 
 
+def _over_updates(updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """One step's metrics from those of its updates, on the host (see `Learner.step`)."""
+
+    def combined(name: str) -> Any:
+        values = [metrics[name] for metrics in updates]
+        match name:
+            case "lr":
+                return values[-1]
+            case "mismatch_k3":
+                return values[0]
+            case "nonfinite_steps":
+                return np.sum(values)
+            case "ratio_max":
+                return np.max(values)
+        return np.mean(values)
+
+    return {name: float(combined(name)) for name in updates[0]}
+
+
 class Learner:
     """θ, its optimiser and what is frozen beside it, with the step compiled for them.
 
@@ -163,12 +186,15 @@ class Learner:
         params, frozen = starting_point(params, settings, jax.random.key(seed))
         placed = state_shardings(params, settings, mesh)
         params = put(params, placed.params) if settings.lora_rank else params
-        self._frozen = in_host_memory(frozen) if settings.reference == "offload" else frozen
+        self._keep(frozen)
         initial = make_optimizer(settings).init
         optimizer = jax.jit(initial, out_shardings=placed.optimizer)(params)
         step = put(np.int32(0), placed.step)
         self.state = LearnerState(params, optimizer, step)
         self._train_step = jitted_step(graphdef, settings, mesh, placed)
+        self._against_params = jax.jit(
+            partial(importance.against_params, graphdef=graphdef, settings=settings, mesh=mesh)
+        )
         self._whole_weights = jax.jit(
             partial(whole_weights, settings=settings), out_shardings=shardings(frozen, mesh)
         )
@@ -192,21 +218,68 @@ class Learner:
 
     @property
     def reference(self) -> Params:
-        """θ0; in the hosts' memory if it is offloaded."""
+        """θ0, or θ when it was last refreshed; in the hosts' memory if it is offloaded."""
         return self._frozen
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """Apply one update and return its metrics.
+    def step(self, *minibatches: Batch) -> dict[str, float]:
+        """`slow.epochs` passes over the minibatches, an update each; returns the step's metrics.
 
+        Metrics are means over the updates, except lr (the last), nonfinite_steps (a sum), ratio_max
+        (the largest) and mismatch_k3, which is measured before θ has moved: over all minibatches
+        where π_old was scored, else over the first.
         `flops` is 6 · parameters · tokens for the gradient, 4 where the weights are frozen, and
-        2 · parameters · tokens for the reference; attention, adapters and padding apart (Kaplan
-        et al. 2020, arXiv 2001.08361, sec. 2.1).
+        2 · parameters · tokens for each pass forwards: the reference's, and that of π_old;
+        attention, adapters and padding apart (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1).
         """
-        self.state, metrics = self._train_step(self.state, self._frozen, self._place(batch))
-        each = 6.0 if self.settings.lora_rank else 8.0
-        flops = each * self._parameters * int(np.count_nonzero(batch.segments))
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        return values | {"flops": flops}
+        settings, frozen = self.settings, self._frozen
+        batches, mismatches = [self._place(batch) for batch in minibatches], []
+        scored = importance.ratio_to(settings) == "before"
+        if scored:
+            for i, batch in enumerate(batches):
+                *moved, mismatch = self._against_params(self.state.params, frozen, batch)
+                old, weight = jax.device_put(moved, batch.behaviour.sharding)  # one program for all
+                batches[i] = batch._replace(behaviour=old, policy_weight=weight)
+                mismatches.append(mismatch)
+        updates = []
+        for batch in batches * settings.epochs:
+            self.state, metrics = self._train_step(self.state, frozen, batch)
+            updates.append(metrics)
+        values = _over_updates(jax.device_get(updates))
+        if scored:
+            values["mismatch_k3"] = float(np.mean(jax.device_get(mismatches)))
+        each = (6.0 if settings.lora_rank else 8.0) * settings.epochs + 2.0 * scored
+        tokens = sum(int(np.count_nonzero(batch.segments)) for batch in minibatches)
+        return values | {"flops": each * self._parameters * tokens}
+
+    def log_ratios(self, batch: Batch) -> Float[np.ndarray, "N"]:
+        """log π_θ(y) − log π_ref(y) of each sample that a batch was packed from."""
+        return log_ratios(
+            self.state.params,
+            self._frozen,
+            batch,
+            graphdef=self.graphdef,
+            settings=self.settings,
+            mesh=self.mesh,
+        )
+
+    def refresh_reference(self) -> None:
+        """Make the weights of now the reference."""
+        self._keep(jax.tree.map(jnp.copy, self.state.params))
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """The arrays that a checkpoint holds: the state, and a reference that is not the base."""
+        return (*self.state, *([self._frozen] if self.settings.reference_refresh else []))
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Take over what `saved` gave."""
+        params, optimizer, step, *reference = saved
+        self.state = LearnerState(params, optimizer, step)
+        for kept in reference:
+            self._keep(kept)
+
+    def _keep(self, frozen: Params) -> None:
+        self._frozen = in_host_memory(frozen) if self.settings.reference == "offload" else frozen
 
     def _place(self, batch: Batch) -> Batch:
         return put(batch, batch_shardings(batch, self.mesh))

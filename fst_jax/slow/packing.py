@@ -24,7 +24,8 @@ context sees the beginning and itself, a completion these two and itself:
 Denominators are taken over the whole batch, here, before it is split into
 micro-batches: the loss does not depend on the split, on padding or on order.
 The paper aggregates tokens "at the prompt level", read as: the mean over all
-completion tokens of a problem's group, then the mean over problems.
+completion tokens of a problem's group, then the mean over problems.  Other
+objectives have other denominators (`token_weights`).
 
 Shapes come from a short list of lengths (`bucket`), so that a run compiles a
 few programs and then none.  Segments follow one another without a gap, unless
@@ -32,7 +33,7 @@ the attention kernel of the mesh wants each at the same place in all rows
 (`Batch.layout`); the gaps are then padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from fst_jax.config import Aggregation
 from fst_jax.models.row_attention import kernel_of
 from fst_jax.models.splash_rows import LANES, Layout
 from fst_jax.parallel.sharding import whole_shards
@@ -70,11 +72,12 @@ class Batch(NamedTuple):
     parents: Int[Any, "M R T"]  # the segment that a token's own continues
     predictor: Int[Any, "M R C"]
     target: Int[Any, "M R C"]
+    sample: Int[Any, "M R C"]  # 1 + index of the target's completion in the batch; 0 padding
     behaviour: Float[Any, "M R C"]
     temperature: Float[Any, "M R C"]
     advantage: Float[Any, "M R C"]
-    policy_weight: Float[Any, "M R C"]  # groups with variance only; sums to 1 or 0
-    kl_weight: Float[Any, "M R C"]  # every group; sums to 1
+    policy_weight: Float[Any, "M R C"]  # 1 / denominator; groups with variance only
+    kl_weight: Float[Any, "M R C"]  # the same for every group
     token_weight: Float[Any, "M R C"]  # plain mean over tokens, for metrics; sums to 1
     layout: Layout | None = None  # where segments lie, if at the same places in all rows
 
@@ -139,20 +142,60 @@ def contexts_per_row(
     return best if cost(best) <= 0.95 * cost(1) else 1
 
 
+def token_weights(
+    samples: Sequence[Sample], aggregation: Aggregation, rollouts: int, longest: int
+) -> Callable[[Sample], float]:
+    """The weight of each token of one of `samples`, that is, 1 / its denominator.
+
+    problem: mean over the tokens of a problem, then over problems (the paper's).
+    token: mean over all tokens (DAPO, arXiv 2503.14476, eq. 8, over the batch).
+    completion: mean over a completion's tokens, then over completions (GRPO, arXiv 2402.03300).
+    completion_sum: sum over a completion's tokens, mean over completions (RLOO, arXiv 2402.14740).
+    constant: sum over tokens, divided by what `rollouts` completions of `longest` tokens would
+      have (Dr.GRPO, arXiv 2503.20783: no denominator that depends on what was sampled).
+
+    The first three sum to 1 over all tokens.
+    """
+    tokens: dict[int, int] = {}
+    for sample in samples:
+        tokens[sample.group] = tokens.get(sample.group, 0) + len(sample.ids)
+    total, count = sum(tokens.values()), len(samples)
+    weights: dict[Aggregation, Callable[[Sample], float]] = {
+        "problem": lambda sample: 1.0 / tokens[sample.group] / len(tokens),
+        "token": lambda sample: 1.0 / total,
+        "completion": lambda sample: 1.0 / len(sample.ids) / count,
+        "completion_sum": lambda sample: 1.0 / count,
+        "constant": lambda sample: 1.0 / longest / rollouts,
+    }
+    return weights[aggregation]
+
+
+def split_problems(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
+    """`count` parts with equally many problems each, give or take one, in their order."""
+    problems = {group: i for i, group in enumerate(dict.fromkeys(s.group for s in samples))}
+    parts: list[list[Sample]] = [[] for _ in range(count)]
+    for sample in samples:
+        parts[problems[sample.group] * count // len(problems)].append(sample)
+    return parts
+
+
+Numbered = tuple[int, Sample]  # 1 + index among those that are packed together
+
+
 @dataclass(frozen=True)
 class _Row:
     """What a row begins with, and its branches: what contexts have beyond it, their completions."""
 
     shared: tuple[int, ...]
-    branches: list[tuple[tuple[int, ...], list[Sample]]]
+    branches: list[tuple[tuple[int, ...], list[Numbered]]]
 
     @property
     def targets(self) -> int:
-        return sum(len(sample.ids) for _, samples in self.branches for sample in samples)
+        return sum(len(sample.ids) for _, samples in self.branches for _, sample in samples)
 
     def runs(self, split: bool) -> list[tuple[int, int, int]]:
         """(segment, parent, length) of its segments; `split`: contexts have parts of their own."""
-        sizes = [(len(own), [len(s.ids) for s in samples]) for own, samples in self.branches]
+        sizes = [(len(own), [len(s.ids) for _, s in samples]) for own, samples in self.branches]
         return _runs(len(self.shared), sizes, split)
 
 
@@ -162,6 +205,8 @@ def pack(
     micro_batch_rows: int,
     mesh: Mesh | None = None,
     contexts: int = 1,
+    aggregation: Aggregation = "problem",
+    longest: int = 1,
 ) -> Batch:
     """Lay out samples as rows of `contexts` contexts with at most `per_row` completions each.
 
@@ -169,20 +214,69 @@ def pack(
     padded with empty ones to a multiple of `micro_batch_rows`.  For a `mesh`, tokens and targets
     divide by its context axis, rows of a micro-batch by the others, and rows have a layout where
     its attention kernel wants one; without, for one device and any kernel but that.
+    `aggregation` and `longest`, the limit of a completion in tokens: see `token_weights`.
     """
-    rows = _rows(samples, per_row, contexts)
-    split = contexts > 1
-    parts = mesh.shape["context"] if mesh else 1
-    layout = _layout(rows, split, parts) if mesh and kernel_of(mesh) == "splash" else None
-    tight = row_bucket(max(sum(length for *_, length in row.runs(split)) for row in rows))
-    length = layout.length if layout else _multiple(tight, parts)
-    targets = _multiple(bucket(max(row.targets for row in rows)), parts)
-    micro_batch_rows = whole_shards(micro_batch_rows, mesh) if mesh else micro_batch_rows
-    count = _multiple(len(rows), micro_batch_rows)
+    (batch,) = pack_together(
+        [samples], per_row, micro_batch_rows, mesh, contexts, aggregation, longest
+    )
+    return batch
 
-    group_tokens = _group_tokens(samples)
-    valid_tokens = _group_tokens([sample for sample in samples if sample.valid])
-    total_tokens = sum(group_tokens.values())
+
+def pack_together(
+    parts: Sequence[Sequence[Sample]],
+    per_row: int,
+    micro_batch_rows: int,
+    mesh: Mesh | None,
+    contexts: int,
+    aggregation: Aggregation,
+    longest: int,
+) -> list[Batch]:
+    """A batch for each part as `pack` makes it, but all of one shape.
+
+    Each has its own denominators; one with fewer rows than another is padded to as many.
+    """
+    layouts = [_rows(part, per_row, contexts) for part in parts]
+    rows = [row for layout in layouts for row in layout]
+    split = contexts > 1
+    shards = mesh.shape["context"] if mesh else 1
+    fixed = _layout(rows, split, shards) if mesh and kernel_of(mesh) == "splash" else None
+    tight = row_bucket(max(sum(length for *_, length in row.runs(split)) for row in rows))
+    length = fixed.length if fixed else _multiple(tight, shards)
+    targets = _multiple(bucket(max(row.targets for row in rows)), shards)
+    micro_batch_rows = whole_shards(micro_batch_rows, mesh) if mesh else micro_batch_rows
+    height = _multiple(max(map(len, layouts)), micro_batch_rows)
+    batches = []
+    for part, own in zip(parts, layouts, strict=True):
+        learned = [sample for sample in part if sample.valid]
+        whole = _lay_out(
+            own,
+            (height, length, targets),
+            split,
+            fixed,
+            _most(rows),
+            policy=token_weights(learned, aggregation, len(part), longest),
+            regularizer=token_weights(part, aggregation, len(part), longest),
+            plain=token_weights(part, "token", len(part), longest),
+        )
+        batches.append(jax.tree.map(lambda x: x.reshape(-1, micro_batch_rows, x.shape[-1]), whole))
+    return batches
+
+
+def _lay_out(
+    rows: Sequence[_Row],
+    shape: tuple[int, int, int],
+    split: bool,
+    layout: Layout | None,
+    most: int,
+    policy: Callable[[Sample], float],
+    regularizer: Callable[[Sample], float],
+    plain: Callable[[Sample], float],
+) -> Batch:
+    """A batch with one axis for all rows, given the weights of its tokens.
+
+    Where there is a layout, every branch has room for `most` completions.
+    """
+    count, length, targets = shape
 
     def integers(width: int) -> np.ndarray:
         return np.zeros((count, width), np.int32)
@@ -192,7 +286,7 @@ def pack(
 
     tokens, positions = integers(length), integers(length)
     segments, parents = integers(length), integers(length)
-    predictor, target = integers(targets), integers(targets)
+    predictor, target, of_sample = integers(targets), integers(targets), integers(targets)
     behaviour, advantage = floats(), floats()
     temperature = np.ones((count, targets), np.float32)
     policy_weight, kl_weight, token_weight = floats(), floats(), floats()
@@ -212,34 +306,33 @@ def pack(
         begun = lay(0, row.shared, 0)
         slot, at = 1, 0
         for own, completions in row.branches:
-            after = slot + split + (_most(rows) if layout else len(completions))
+            after = slot + split + (most if layout else len(completions))
             last = begun - 1  # of the context
             if split:
                 last = lay(slot, own, begun) - 1 if own else last
                 slot += 1
-            for sample in completions:
+            for number, sample in completions:
                 size = len(sample.ids)
                 end = lay(slot, sample.ids, begun + len(own))
                 there = slice(at, at + size)
                 predictor[r, there] = np.arange(end - size - 1, end - 1)
                 predictor[r, at] = last
                 target[r, there] = sample.ids
+                of_sample[r, there] = number
                 behaviour[r, there] = sample.logprobs
                 temperature[r, there] = sample.temperature
                 advantage[r, there] = sample.advantage
-                kl_weight[r, there] = 1.0 / group_tokens[sample.group] / len(group_tokens)
+                kl_weight[r, there] = regularizer(sample)
                 if sample.valid:
-                    policy_weight[r, there] = 1.0 / valid_tokens[sample.group] / len(valid_tokens)
-                token_weight[r, there] = 1.0 / total_tokens
+                    policy_weight[r, there] = policy(sample)
+                token_weight[r, there] = plain(sample)
                 slot += 1
                 at += size
             slot = after
-    flat = (
-        tokens, positions, segments, parents, predictor, target, behaviour,
-        temperature, advantage, policy_weight, kl_weight, token_weight,
+    return Batch(
+        tokens, positions, segments, parents, predictor, target, of_sample, behaviour,
+        temperature, advantage, policy_weight, kl_weight, token_weight, layout,
     )  # fmt: skip
-    whole = Batch(*flat, layout=layout)
-    return jax.tree.map(lambda x: x.reshape(-1, micro_batch_rows, x.shape[-1]), whole)
 
 
 def _runs(
@@ -266,7 +359,7 @@ def _layout(rows: Sequence[_Row], split: bool, parts: int) -> Layout:
     shared = row_bucket(max(len(row.shared) for row in rows))
     own = row_bucket(max(len(own) for row in rows for own, _ in row.branches))
     completion = row_bucket(
-        max(len(s.ids) for row in rows for _, completions in row.branches for s in completions)
+        max(len(s.ids) for row in rows for _, completions in row.branches for _, s in completions)
     )
     branches = max(len(row.branches) for row in rows)
     runs = _runs(shared, [(own, [completion] * _most(rows))] * branches, split)
@@ -280,9 +373,9 @@ def _multiple(count: int, divisor: int) -> int:
 
 
 def _rows(samples: Sequence[Sample], per_row: int, contexts: int) -> list[_Row]:
-    by_context: dict[tuple[int, ...], list[Sample]] = {}
-    for sample in samples:
-        by_context.setdefault(sample.context_ids, []).append(sample)
+    by_context: dict[tuple[int, ...], list[Numbered]] = {}
+    for number, sample in enumerate(samples, start=1):
+        by_context.setdefault(sample.context_ids, []).append((number, sample))
     pieces = [
         (context, own[start : start + per_row])
         for context, own in by_context.items()
@@ -302,7 +395,7 @@ def _rows(samples: Sequence[Sample], per_row: int, contexts: int) -> list[_Row]:
     return [_branched(row) for row in rows]
 
 
-def _branched(pieces: Sequence[tuple[tuple[int, ...], list[Sample]]]) -> _Row:
+def _branched(pieces: Sequence[tuple[tuple[int, ...], list[Numbered]]]) -> _Row:
     """One row of several contexts, in their sorted order."""
     size = _common(pieces[0][0], pieces[-1][0])
     return _Row(pieces[0][0][:size], [(context[size:], own) for context, own in pieces])
@@ -312,10 +405,3 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences have in common at their beginning."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def _group_tokens(samples: Sequence[Sample]) -> dict[int, int]:
-    totals: dict[int, int] = {}
-    for sample in samples:
-        totals[sample.group] = totals.get(sample.group, 0) + len(sample.ids)
-    return totals

@@ -66,6 +66,23 @@ def test_a_group_without_variance_is_exactly_zero(reward, size):
     assert valid[size:].all()
 
 
+@given(ROLLOUTS, st.booleans())
+def test_leave_one_out_compares_with_the_others(rollouts, normalize_std):
+    rewards, groups = split(rollouts)
+    advantages, valid = group_advantages(
+        rewards, groups, normalize_std=normalize_std, leave_one_out=True
+    )
+    for i, (reward, group) in enumerate(rollouts):
+        others = [r for j, (r, g) in enumerate(rollouts) if g == group and j != i]
+        assert valid[i] == any(r != reward for r in others) or len(others) > 1
+        if valid[i]:
+            own = [*others, reward]
+            scale = np.std(own) + EPSILON if normalize_std else 1.0
+            assert advantages[i] == pytest.approx((reward - np.mean(others)) / scale, abs=1e-5)
+        else:
+            assert advantages[i] == 0
+
+
 def test_rounding_makes_no_variance():
     assert np.full(3, 0.1).std() > 0  # what a comparison of the deviation with 0 would see
     for rewards in (np.full(3, 0.1), np.full(3, 0.1 + 0.2), np.full(7, 0.7)):
@@ -118,6 +135,32 @@ def test_the_prompt_baseline_compares_within_each_prompt():
     assert [s.group for s in samples] == [0] * 4 + [1] * 4 + [2] * 4
     assert [s.valid for s in samples] == [False] * 8 + [True, True, False, False]
     np.testing.assert_allclose([s.advantage for s in samples], [*[0.0] * 8, 0.5, -0.5, 0, 0])
+
+
+def test_the_batch_baseline_is_one_group():
+    samples = samples_of(GROUPS, SlowSettings(objective="reinforce"))
+    assert [s.group for s in samples] == [0] * 4 + [1] * 4 + [2] * 4  # denominators as ever
+    assert all(s.valid for s in samples)
+    rewards = [rollout.score.reward for group in GROUPS for rollout in group]
+    np.testing.assert_allclose([s.advantage for s in samples], np.array(rewards) - 0.5)
+
+
+def test_rloo_takes_the_mean_of_the_other_rollouts():
+    samples = samples_of(GROUPS, SlowSettings(objective="rloo"))
+    assert [s.valid for s in samples] == [True] * 4 + [False] * 4 + [True] * 4
+    expected = [2 / 3, 2 / 3, -2 / 3, -2 / 3, *[0] * 4, 2 / 3, -2 / 3, 0, 0]
+    np.testing.assert_allclose([s.advantage for s in samples], expected, atol=1e-7)
+
+
+def test_penalties_are_taken_off_the_rewards():
+    """So that a group of equal rewards learns to return to the reference."""
+    penalties = np.arange(12) / 12
+    samples = samples_of(GROUPS, SlowSettings(kl_placement="reward"), penalties)
+    assert all(s.valid for s in samples)
+    rewards = np.array([rollout.score.reward for group in GROUPS for rollout in group])
+    left = (rewards - penalties).reshape(3, 4)
+    expected = left - left.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose([s.advantage for s in samples], expected.ravel(), atol=1e-7)
 
 
 def test_group_metrics():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -28,18 +29,24 @@ SETTINGS = SlowSettings(
 )
 
 
-def make_learner(mesh: Mesh) -> Learner:
+CLIPPING = replace(SETTINGS, objective="gspo", clip_low=0.1, clip_high=0.1, epochs=2)
+
+
+def make_learner(mesh: Mesh, settings: SlowSettings = SETTINGS) -> Learner:
     graphdef, base = nnx.split(tiny.model())
-    return Learner(nnx.merge(graphdef, jax.tree.map(jnp.copy, base)), SETTINGS, mesh)
+    return Learner(nnx.merge(graphdef, jax.tree.map(jnp.copy, base)), settings, mesh)
 
 
 def learn_and_sample(mesh: Mesh) -> dict:
-    """Three updates, then samples of the new weights."""
+    """Three updates, then samples of the new weights; and one step of two updates by GSPO."""
     learner = make_learner(mesh)
     metrics = []
     for seed in range(3):
         batch = pack(tiny.make_samples(seed), 2, SETTINGS.micro_batch_rows, mesh)
         metrics.append(learner.step(batch))
+    clipping = make_learner(mesh, CLIPPING)
+    metrics.append(clipping.step(batch))
+    assert clipping._train_step._cache_size() == 1
     engine = LocalEngine(tiny.model(), mesh, batch_size=16)
     engine.update_weights(learner.params, version=2)
     groups = engine.generate(
@@ -53,6 +60,7 @@ def learn_and_sample(mesh: Mesh) -> dict:
     params = [np.asarray(x).ravel() for x in jax.tree.leaves(jax.device_get(whole))]
     return {
         "metrics": metrics,
+        "log_ratios": learner.log_ratios(batch).tolist(),
         "params": np.concatenate(params).tolist(),
         "ids": [[c.ids.tolist() for c in group] for group in groups],
         "logprobs": [p for group in groups for c in group for p in c.logprobs.tolist()],
@@ -68,6 +76,7 @@ def assert_same(found: dict, wanted: dict) -> None:
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    np.testing.assert_allclose(found["log_ratios"], wanted["log_ratios"], atol=1e-3)
     assert found["ids"] == wanted["ids"]
     np.testing.assert_allclose(found["logprobs"], wanted["logprobs"], atol=1e-4)
 

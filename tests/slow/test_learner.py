@@ -16,8 +16,9 @@ from fst_jax.slow.advantages import group_advantages
 from fst_jax.slow.drift import drift
 from fst_jax.slow.learner import Learner, LearnerState, micro_batch_loss
 from fst_jax.slow.logprobs import score_tokens
+from fst_jax.slow.objectives import recipe
 from fst_jax.slow.optimizer import learning_rate
-from fst_jax.slow.packing import Batch, Sample, pack
+from fst_jax.slow.packing import Batch, Sample, pack, pack_together, split_problems
 from tests.slow import tiny
 
 SAMPLES = tiny.make_samples()
@@ -265,6 +266,135 @@ def test_warm_up_is_linear_then_constant():
     rate = learning_rate(SlowSettings(learning_rate=1.0, warmup_steps=4))
     assert [float(rate(i)) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert float(learning_rate(SlowSettings(learning_rate=1.0, warmup_steps=0))(0)) == 1.0
+
+
+def several(**changed: object) -> SlowSettings:
+    return dataclasses.replace(SETTINGS, learning_rate=1e-2, warmup_steps=1, **changed)
+
+
+def parts_of(samples: list[Sample], settings: SlowSettings) -> list[Batch]:
+    parts = split_problems(samples, settings.minibatches)
+    aggregation = recipe(settings).aggregation
+    return pack_together(parts, 2, 2, tiny.one_device(), 1, aggregation, longest=8)
+
+
+def fresh_flops(batch: Batch) -> float:
+    """Of one update: 8 · parameters · tokens."""
+    parameters = sum(x.size for x in jax.tree.leaves(PARAMS))
+    return 8.0 * parameters * np.count_nonzero(batch.segments)
+
+
+def one_by_one(learner: Learner, start: tuple, batches: list[Batch]) -> list[dict[str, np.ndarray]]:
+    """The learner's updates from `start` on, each batch as it stands; what each reports."""
+    learner.restore(start)
+    updates = []
+    for batch in map(learner._place, batches):
+        learner.state, metrics = learner._train_step(learner.state, learner.reference, batch)
+        updates.append(jax.device_get(metrics))
+    return updates
+
+
+def copy_of(learner: Learner) -> tuple:
+    """What a checkpoint holds, in buffers of its own."""
+    return jax.tree.map(jnp.copy, learner.saved)
+
+
+def test_two_epochs_of_two_minibatches_are_four_updates():
+    """CISPO's ratio is to the sampler, whatever was updated before."""
+    settings = several(minibatches=2, epochs=2)
+    learner = make_learner(PARAMS, settings)
+    samples = tiny.make_samples(problems=4)
+    batches = parts_of(samples, settings)
+    start = copy_of(learner)
+    found = learner.step(*batches)
+    reached = host(learner.state)
+    updates = one_by_one(learner, start, batches * 2)
+    assert int(learner.state.step) == 4
+    jax.tree.map(np.testing.assert_array_equal, reached, host(learner.state))
+    for name in ("loss", "grad_norm", "kl_k3", "entropy", "clip_fraction"):
+        assert found[name] == pytest.approx(np.mean([u[name] for u in updates]), rel=1e-6), name
+    assert found["ratio_max"] == max(u["ratio_max"] for u in updates)
+    assert found["mismatch_k3"] == updates[0]["mismatch_k3"]
+    assert found["flops"] == pytest.approx(2 * sum(fresh_flops(batch) for batch in batches))
+    for seed in range(1, 4):
+        learner.step(*parts_of(tiny.make_samples(seed, problems=4), settings))
+    assert learner._train_step._cache_size() == 1
+
+
+@pytest.mark.parametrize("objective", ["dapo", "gspo"])
+def test_clipped_updates_are_against_the_weights_before_the_first(objective):
+    settings = several(objective=objective, epochs=3, importance_cap=1.5)
+    learner = make_learner(PARAMS, settings)
+    (batch,) = parts_of(SAMPLES, settings)
+    start = copy_of(learner)
+    found = learner.step(batch)
+    # By hand: the recorded log-probabilities replaced by those of the weights before, in float64,
+    # and the mismatch in the weights.
+    old, truncated = batch.behaviour.copy(), batch.policy_weight.copy()
+    weights, gaps = tiny.weights(PARAMS), []
+    for i, s in enumerate(SAMPLES):
+        here = batch.sample == 1 + i
+        old[here] = tiny.logprobs(weights, tiny.config(), s.context_ids, s.ids, s.temperature)
+        gap = old[here] - s.logprobs
+        gaps.extend(gap)
+        truncated[here] *= np.minimum(np.exp(gap.mean() if objective == "gspo" else gap), 1.5)
+    by_hand = batch._replace(behaviour=old, policy_weight=truncated)
+    reached = host(learner.params)
+    updates = one_by_one(learner, start, [by_hand] * 3)
+    apart = [np.abs(x - y) for x, y in zip(reached, host(learner.params), strict=True)]
+    assert np.mean(np.concatenate([x.ravel() for x in apart]) > 1e-4) < 0.02
+    assert updates[0]["ratio_max"] == pytest.approx(1, abs=1e-3)
+    assert updates[0]["clip_fraction"] == 0 and updates[2]["clip_fraction"] > 0.01
+    for name in ("loss", "grad_norm", "kl_k3", "clip_fraction"):
+        wanted = np.mean([update[name] for update in updates])
+        assert found[name] == pytest.approx(wanted, rel=2e-3, abs=1e-4), name
+    assert found["mismatch_k3"] == pytest.approx(np.mean(np.expm1(gaps) - gaps), rel=1e-3)
+    assert found["flops"] == pytest.approx(26 / 8 * fresh_flops(batch))
+    assert learner._train_step._cache_size() == learner._against_params._cache_size() == 1
+
+
+def test_one_update_of_gspo_is_against_the_weights_of_now_and_the_kl_may_be_in_the_reward():
+    """The sampler is further away than the clip range, and still every completion teaches."""
+    learner = make_learner(PARAMS, several(objective="gspo", kl_placement="reward"))
+    (batch,) = parts_of(SAMPLES, learner.settings)
+    found = learner.step(batch)
+    assert found["ratio_max"] == pytest.approx(1) and found["clip_fraction"] == 0
+    assert found["mismatch_k3"] > 0.1 and found["grad_norm"] > 0
+    found = learner.step(batch._replace(policy_weight=np.zeros_like(batch.policy_weight)))
+    assert found["loss"] == 0 and found["grad_norm"] == 0 and found["kl_k3"] > 0
+
+
+def test_k3_plus_has_the_loss_of_k3_and_the_gradient_of_k2():
+    (batch,) = parts_of(SAMPLES, SETTINGS)
+    found = {
+        name: loss_and_gradient(batch, dataclasses.replace(SETTINGS, kl_estimator=name))
+        for name in ("k2", "k3", "k3+")
+    }
+    assert found["k3+"][0] == pytest.approx(found["k3"][0], rel=1e-5)
+    assert found["k3"][0] != pytest.approx(found["k2"][0], rel=1e-3)
+    assert_same((0.0, found["k3+"][1]), (0.0, found["k2"][1]))
+
+
+def test_a_refreshed_reference_is_kept_and_comes_back():
+    learner = make_learner(PARAMS, several(reference_refresh=2))
+    (batch,) = parts_of(SAMPLES, learner.settings)
+    base = learner.reference
+    assert learner.step(batch)["kl_k2"] > 1e-3
+    before = host(learner.params)
+    learner.refresh_reference()
+    saved = copy_of(learner)
+    assert learner.step(batch)["kl_k2"] == pytest.approx(0, abs=1e-9)
+    jax.tree.map(np.testing.assert_array_equal, host(base), host(BASE))  # drift's, still there
+    after = host(learner.state)
+    learner.restore(saved)
+    jax.tree.map(np.testing.assert_array_equal, host(learner.reference), before)
+    jax.tree.map(np.testing.assert_array_equal, host(learner.params), before)
+    learner.step(batch)
+    jax.tree.map(np.testing.assert_array_equal, host(learner.state), after)
+
+
+def test_a_reference_that_stays_the_base_is_not_saved(fresh):
+    assert len(fresh.saved) == len(LearnerState._fields)
 
 
 CONTEXTS = [(5, 9, 2), (7, 1, 30, 31)]

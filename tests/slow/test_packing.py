@@ -1,6 +1,7 @@
 """Packed rows hold every sample once, and weights whose denominators are the whole batch's."""
 
 from types import SimpleNamespace
+from typing import get_args
 from unittest.mock import Mock
 
 import jax
@@ -10,13 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
+from fst_jax.config import Aggregation
 from fst_jax.slow.packing import (
     Batch,
     Sample,
     completions_per_row,
     contexts_per_row,
     pack,
+    pack_together,
     row_bucket,
+    split_problems,
+    token_weights,
 )
 from tests.slow import tiny
 
@@ -71,8 +76,10 @@ def unpack(batch: Batch, two_level: bool = False) -> list[tuple]:
             here = slice(at, at + size)
             np.testing.assert_array_equal(rows.predictor[r, here], [context[-1], *places[:-1]])
             np.testing.assert_array_equal(rows.target[r, here], tokens[places])
+            (index,) = set(rows.sample[r, here].tolist())
             found.append(
                 (
+                    index - 1,
                     tuple(tokens[context].tolist()),
                     tuple(tokens[places].tolist()),
                     tuple(rows.behaviour[r, here].tolist()),
@@ -89,7 +96,7 @@ def unpack(batch: Batch, two_level: bool = False) -> list[tuple]:
                 )
             )
             at += size
-        for name in ("policy_weight", "kl_weight", "token_weight"):
+        for name in ("policy_weight", "kl_weight", "token_weight", "sample"):
             assert not getattr(rows, name)[r, at:].any()
         assert np.all(rows.temperature[r, at:] == 1)
     return found
@@ -106,6 +113,7 @@ def expected(samples: list[Sample]) -> list[tuple]:
     teaching = {g: own for g, own in teaching.items() if own}
     return [
         (
+            index,
             s.context_ids,
             tuple(s.ids.tolist()),
             tuple(s.logprobs.tolist()),
@@ -115,7 +123,7 @@ def expected(samples: list[Sample]) -> list[tuple]:
             (np.float32(1 / len(problems) / tokens(problems[s.group])),),
             (np.float32(1 / tokens(samples)),),
         )
-        for s in samples
+        for index, s in enumerate(samples)
     ]
 
 
@@ -134,8 +142,8 @@ def test_every_sample_is_there_once(count, seed, per_row, micro_batch_rows, cont
     found, wanted = sorted(unpack(batch, contexts > 1)), sorted(expected(samples))
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
-        assert one[:5] == other[:5]
-        np.testing.assert_allclose(one[5:], other[5:], rtol=1e-6)
+        assert one[:6] == other[:6]
+        np.testing.assert_allclose(one[6:], other[6:], rtol=1e-6)
 
 
 @settings(deadline=None)
@@ -155,6 +163,78 @@ def test_weights_sum_to_one_and_shapes_are_bucketed(count, seed, per_row, micro_
         assert array.dtype in (np.int32, np.float32)
     # No micro-batch is padding alone.
     assert np.all((batch.segments != 0).any(axis=(1, 2)))
+
+
+@settings(deadline=None)
+@given(**COUNTS)
+def test_denominators_equal_their_definitions(count, seed):
+    samples, longest, rollouts = random_samples(count, seed), 20, 17
+    sizes = [len(s.ids) for s in samples]
+    groups = {s.group for s in samples}
+    expected = {
+        "problem": [
+            1 / len(groups) / sum(len(o.ids) for o in samples if o.group == s.group)
+            for s in samples
+        ],
+        "token": [1 / sum(sizes)] * count,
+        "completion": [1 / (count * size) for size in sizes],
+        "completion_sum": [1 / count] * count,
+        "constant": [1 / (rollouts * longest)] * count,
+    }
+    assert tuple(expected) == get_args(Aggregation)
+    for name, weights in expected.items():
+        weigh = token_weights(samples, name, rollouts, longest)
+        np.testing.assert_allclose([weigh(s) for s in samples], weights, rtol=1e-12)
+        total = sum(weigh(s) * size for s, size in zip(samples, sizes, strict=True))
+        assert total == pytest.approx(1) or name in ("completion_sum", "constant")
+
+
+@settings(deadline=None)
+@given(
+    **COUNTS,
+    **ROWS,
+    parts=st.integers(1, 3),
+    contexts=st.integers(1, 3),
+    on_tpu=st.booleans(),
+)
+def test_minibatches_are_batches_of_their_problems_in_one_shape(
+    count, seed, per_row, micro_batch_rows, parts, contexts, on_tpu
+):
+    samples = random_samples(count, seed)
+    problems = list(dict.fromkeys(s.group for s in samples))
+    parts = min(parts, len(problems))
+    mesh = tpu() if on_tpu else None
+    batches = pack_together(
+        split_problems(samples, parts), per_row, micro_batch_rows, mesh, contexts, "token", 9
+    )
+    assert len({str(jax.tree.map(np.shape, batch)) for batch in batches}) == 1  # and one layout
+    shares = [
+        [s for s in samples if problems.index(s.group) * parts // len(problems) == part]
+        for part in range(parts)
+    ]
+    counts = [len({s.group for s in share}) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    for share, batch in zip(shares, batches, strict=True):
+        alone = pack(share, per_row, micro_batch_rows, mesh, contexts, "token", 9)
+        assert unpack(batch, contexts > 1) == unpack(alone, contexts > 1)
+        assert len(unpack(batch, contexts > 1)) == len(share)
+
+
+def test_denominators_leave_out_groups_without_variance_but_for_the_constant():
+    def sample(group: int, size: int, valid: bool) -> Sample:
+        return Sample((1,), np.ones(size, np.int32), -np.ones(size), 1.0, group, 1.0, valid)
+
+    samples = [sample(0, 2, True), sample(0, 4, True), sample(1, 3, False)]
+    for aggregation, policy, regularizer in (
+        ("problem", [1 / 6, 1 / 6, 0], [1 / 12, 1 / 12, 1 / 6]),
+        ("token", [1 / 6, 1 / 6, 0], [1 / 9, 1 / 9, 1 / 9]),
+        ("completion", [1 / 4, 1 / 8, 0], [1 / 6, 1 / 12, 1 / 9]),
+        ("completion_sum", [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]),
+        ("constant", [1 / 30, 1 / 30, 0], [1 / 30, 1 / 30, 1 / 30]),
+    ):
+        batch = pack(samples, 1, 3, aggregation=aggregation, longest=10)
+        found = np.concatenate([batch.policy_weight[0, :, :1], batch.kl_weight[0, :, :1]], axis=1)
+        np.testing.assert_allclose(found.T, [policy, regularizer], rtol=1e-6)
 
 
 def test_the_layout_of_the_docstring():
