@@ -7,15 +7,15 @@ update in a process of its own.  An update is reference log-probabilities, loss,
 in float32, of a Llama-shaped model with random weights and a step's completions, which are given.
 
 Tokens are those that a user counts: rollouts × (context + completion), however often a context is
-computed.  The share of the peak counts the products that a step over shared contexts needs: for
-every token of a row 8 FLOPs a weight (reference 2, gradient 6), and the same in the head for every
-completion token; attention, recomputation and padding are not counted.  The peak is that of a large
-float32 product in the same process, taken beside each figure.  Each step's time is the best of
+computed.  The share of the peak counts what a step over shared contexts needs, as the model FLOPs
+of PaLM do (arXiv 2204.02311, app. B), with the reference: for every token of a row 8 FLOPs a weight
+(reference 2, gradient 6), the same in the head for every completion token, and attention over what
+tokens see.  Recomputation, masked attention and padding are not counted.  The peak is that of a
+large float32 product in the same process, taken beside each figure.  A step's time is the best of
 several after one that compiles.
 """
 
 import argparse
-import json
 import time
 from typing import Any
 
@@ -28,6 +28,7 @@ from serving import elsewhere, fastest
 from fst_jax.config import ParallelSettings, SlowSettings
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
+from fst_jax.models.row_attention import row_mask
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
@@ -90,9 +91,14 @@ class Steps:
         return [min(taken[1:]) for taken in times]
 
     def needed(self, batch: Batch) -> float:
-        """FLOPs of the matrix products over a batch's tokens and targets."""
+        """FLOPs of the matrix products over a batch's tokens, what they see, and its targets."""
         tokens, targets = np.count_nonzero(batch.segments), np.count_nonzero(batch.token_weight)
-        return 8.0 * (self.layers * tokens + self.head * targets)
+        rows = (x.reshape(-1, x.shape[-1]) for x in (batch.segments, batch.parents))
+        seen = sum(
+            int(row_mask(s[None], p[None], s[None]).sum()) for s, p in zip(*rows, strict=True)
+        )
+        width = self.config.num_layers * self.config.num_heads * self.config.head_dim
+        return 8.0 * (self.layers * tokens + self.head * targets + 2 * width * seen)
 
     def per_row(self, n: int, context: int, completion: int) -> int:
         return completions_per_row(n, context, completion, self.config.hidden_size)
@@ -142,7 +148,8 @@ def main() -> None:
         best = max(before, peak())
         tokens = problems * n * (context + length)
         print(f"| {context} | {n} | {per_row} | {taken:.2f} | {tokens / taken:.0f} | "
-              f"{steps.needed(batch) / taken / best:.0%} | {best / 1e9:.0f} |", flush=True)  # fmt: skip
+              f"{steps.needed(batch) / taken / best:.0%} | {best / 1e9:.0f} |",
+              flush=True)  # fmt: skip
 
     for context, n in sizes(options.sharing):
         work = drawn(problems, n, context, length)

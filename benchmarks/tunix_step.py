@@ -13,10 +13,12 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from tunix.models.llama3.model import Llama3, ModelConfig
-from tunix.rl import algo_core, common, function_registry  # noqa: F401  algo_core registers
+from tunix.rl import algo_core, common, function_registry
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 from tunix.rl.inference.inference_worker import InferenceWorker
 from tunix.rl.trainer import Trainer
@@ -69,11 +71,11 @@ def main() -> list[float]:
             old_per_token_logps=None,
         )
 
-    seconds = []
-    with jax.make_mesh((1, 1), ("fsdp", "tp")):
+    seconds, groups = [], list(zip(work["contexts"], work["completions"], strict=True))
+    with Mesh(np.asarray(jax.devices()).reshape(1, 1), ("fsdp", "tp")):
         for _ in range(UPDATES):
             start = time.perf_counter()
-            trainer.train([example(*group) for group in zip(work["contexts"], work["completions"])])
+            trainer.train([example(*group) for group in groups])
             jax.block_until_ready(nnx.state(policy))
             seconds.append(time.perf_counter() - start)
     return seconds
