@@ -167,7 +167,7 @@ def main() -> None:
         batch = steps.pack(samples(work), steps.per_row(n, context, length))
         tokens = problems * n * (context + length)
         work |= {"model": SHAPE, "tokenizer": options.tokenizer}
-        work |= {"beta": SlowSettings().kl_coefficient}
+        work |= {"beta": SlowSettings().kl_coefficient, "updates": options.runs + 1}
         (ours,) = steps.seconds(batch)
         print(f"\ncontext {context}, {n} completions: {tokens / ours:.0f} tokens/s")
         for name, (program, script) in python.items():

@@ -4,7 +4,7 @@ The trainer's own loop runs; `rollout_func`, its hook for other samplers, hands 
 completions.  Timed is what lies between its callbacks before and after an update: reference
 log-probabilities, loss, gradient and AdamW; of generation only the decoding of given tokens is
 left.  Float32, no gradient checkpointing, a group a micro-batch; the rest is its default.  The
-better of two updates after a first one.
+best of the updates after the first one.
 """
 
 import contextlib
@@ -20,8 +20,6 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-
-UPDATES = 3
 
 
 class Clock(TrainerCallback):
@@ -64,7 +62,7 @@ def main() -> list[float]:
             output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False,
             per_device_train_batch_size=n, gradient_accumulation_steps=problems,
             num_generations=n, max_completion_length=len(work["completions"][0][0]),
-            beta=work["beta"], learning_rate=1e-6, max_steps=UPDATES, report_to=[],
+            beta=work["beta"], learning_rate=1e-6, max_steps=work["updates"], report_to=[],
             save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         trainer = GRPOTrainer(

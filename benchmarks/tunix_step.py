@@ -2,8 +2,8 @@
 
 What its `GRPOLearner` does after generation, with its own parts and without its cluster of roles:
 reference log-probabilities through `InferenceWorker`, then its RL `Trainer` over a group a
-micro-batch, with its registered GRPO loss and AdamW.  Float32, no rematerialisation.  The better
-of two updates after a first one, which compiles.
+micro-batch, with its registered GRPO loss and AdamW.  Float32, no rematerialisation.  The
+best of the updates after the first one, which compiles.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ from tunix.rl.inference.inference_worker import InferenceWorker
 from tunix.rl.trainer import Trainer
 from tunix.sft.peft_trainer import TrainingConfig
 
-UPDATES = 3
 SPECIAL = {"pad_id": 0, "eos_id": 1}  # neither is among the tokens
 
 
@@ -73,7 +72,7 @@ def main() -> list[float]:
 
     seconds, groups = [], list(zip(work["contexts"], work["completions"], strict=True))
     with Mesh(np.asarray(jax.devices()).reshape(1, 1), ("fsdp", "tp")):
-        for _ in range(UPDATES):
+        for _ in range(work["updates"]):
             start = time.perf_counter()
             trainer.train([example(*group) for group in groups])
             jax.block_until_ready(nnx.state(policy))
