@@ -119,7 +119,7 @@ class Journal:
         """One line of metrics.jsonl for the current step, and its copies elsewhere."""
         self._trackers.log(event, self.progress.step, values)
 
-    def fast_round(self, report: EvolveReport, spent: Spent, seconds: float) -> None:
+    def fast_round(self, report: EvolveReport, task: str, spent: Spent, seconds: float) -> None:
         """Record a fast round: its event, and pool/<step>.json, Φ from this step on."""
         totals = self.progress.totals
         totals.evolve_rollouts += spent.rollouts
@@ -128,7 +128,7 @@ class Journal:
         values = {name: value for name, value in vars(report).items() if name != "rollouts"}
         cycle = self.progress.pool.rounds - 1
         tokens = {"tokens_generated": spent.tokens}
-        self.log("evolve", {"cycle": cycle, **values, **tokens, "seconds": seconds})
+        self.log("evolve", {"task": task, "cycle": cycle, **values, **tokens, "seconds": seconds})
         if is_main():
             self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
 

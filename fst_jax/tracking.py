@@ -275,8 +275,9 @@ def _item(name: str, value: float | None) -> str:
 
 
 def _group(event: str, values: dict[str, Any]) -> str:
-    """The prefix of an event's scalars: other tasks, weights and contexts are apart."""
-    apart = (str(values[key]) for key in ("task", "weights", "context") if key in values)
+    """The prefix of an event's scalars: evaluations of other tasks or contexts are apart."""
+    keys = ("task", "weights", "context") if event == "eval" else ()
+    apart = (str(values[key]) for key in keys if key in values)
     return "/".join([event, *apart])
 
 

@@ -51,7 +51,7 @@ from fst_jax.slow.packing import (
 )
 from fst_jax.summary import print_summary
 from fst_jax.tasks.order import ProblemOrder, StagedOrder
-from fst_jax.tasks.stream import stages_of
+from fst_jax.tasks.stream import Stream, stages_of
 from fst_jax.tasks.task import Problem
 
 
@@ -92,6 +92,8 @@ def train(config: Config) -> None:
             held_out(base, "base", "seed")
         while progress.step < config.train.steps and not any_of(stop.requested):
             step, evolve_s = progress.step, 0.0
+            if order.begins_stage(step):
+                forget(exam, progress, learner)
             sync_s = sync(actor, parity, weights(), step)
 
             if config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps):
@@ -103,13 +105,14 @@ def train(config: Config) -> None:
                 if config.fast.reuse:
                     progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
                 evolve_s = time.monotonic() - began
-                journal.fast_round(report, actor.take_spent(), evolve_s)
+                journal.fast_round(report, order.label(step), actor.take_spent(), evolve_s)
 
             progress.step, progress.finished = step + 1, False
             if learner:
                 groups = sample_groups(config, actor, order.minibatch(step), progress, step)
                 began = time.monotonic()
                 metrics = slow_step(config, learner, groups)  # one step on θ, by CISPO
+                metrics["task"] = order.label(step)
                 metrics |= {"sync_mismatch": parity.last} if parity else {}
                 seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
@@ -139,7 +142,17 @@ def problem_order(config: Config, exam: Exam) -> StagedOrder:
     """The minibatches of the run, stage by stage; any task but a stream is one stage."""
     stages, per_step = stages_of(exam.task), config.rollout.problems_per_step
     orders = [ProblemOrder(stage.train, per_step, config.seed, exam.fits) for stage in stages]
-    return StagedOrder(orders, [stage.steps for stage in stages])
+    return StagedOrder(orders, [stage.steps for stage in stages], [stage.label for stage in stages])
+
+
+def forget(exam: Exam, progress: Progress, learner: Learner | None) -> None:
+    """What a stream does not carry into the stage that begins."""
+    stream = exam.task
+    assert isinstance(stream, Stream), "no other task has stages"
+    if stream.reset_pool:
+        progress.pool, progress.leftovers = progress.pool.restarted(stream.seed_prompt), Leftovers()
+    if stream.reset_optimizer and learner:
+        learner.reset_optimizer()
 
 
 def sync(actor: Actor, parity: Parity | None, params: Any, version: int) -> float:

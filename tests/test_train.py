@@ -166,7 +166,43 @@ def test_a_stream_carries_on_from_stage_to_stage(
     assert {look[:2] for look in looks} == {(s, t) for s in (0, 2, 4) for t in ("letters", "again")}
     trained = [p for step in (3, 4) for p in samples(folder, step) if p["event"] == "step"]
     assert [p["problem"].split("/")[0] for p in trained] == ["letters"] * 8 + ["again"] * 8
+    tasks = {(e["event"], e["step"]): e["task"] for e in found if e["event"] != "eval"}
+    assert tasks == {
+        ("evolve", 0): "letters",
+        ("step", 1): "letters",
+        ("step", 2): "letters",
+        ("evolve", 2): "letters",
+        ("step", 3): "letters",
+        ("evolve", 3): "again",
+        ("step", 4): "again",
+    }
     assert "\nagain\nheld-out reward" in capsys.readouterr().out
+
+
+def test_a_stream_may_forget_pool_and_optimiser_where_a_stage_begins(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = f"{task}:Letters"
+    stages = [
+        {"entry_point": letters, "steps": 2},
+        {"entry_point": letters, "steps": 9, "label": "again"},
+    ]
+    text = task.with_suffix(".yaml").read_text()
+    options = {"stages": stages, "reset_pool": True, "reset_optimizer": True}
+    config = tmp_path / "stream.yaml"
+    config.write_text(
+        text.replace("task: {}", f"task: {json.dumps({'name': 'stream', 'options': options})}")
+    )
+    argv = ["--config", str(config), "--model.path", str(model), "--eval.every", "0"]
+    assert run(monkeypatch, [*argv, "--output", str(tmp_path)]) == 0
+    folder = tmp_path / "ci_tiny"
+    steps = [event for event in events(folder) if event["event"] == "step"]
+    peak = 1e-3  # which the warm-up takes two steps to reach
+    assert [event["lr"] for event in steps] == pytest.approx([peak / 2, peak, peak / 2, peak])
+    first, second = (Pool.load(folder / f"pool/{step}.json") for step in (0, 2))
+    assert (first.rounds, second.rounds) == (1, 2)
+    assert len(first.prompts) > 1
+    assert {prompt.created_step for prompt in second.prompts if prompt.parent} == {2}
 
 
 def test_reused_rollouts_stand_in_for_new_ones(

@@ -161,6 +161,11 @@ class Pool:
         """The random numbers of the next round: a function of `rng_seed` and `rounds`."""
         return random.Random(f"pool {self.rng_seed} round {self.rounds}")
 
+    def restarted(self, seed_prompt: str) -> "Pool":
+        """The seed prompt alone again, K times; rounds are counted on."""
+        fresh = Pool.start(seed_prompt, len(self.active), self.rng_seed)
+        return replace(fresh, step=self.step, rounds=self.rounds)
+
     def to_json(self) -> dict[str, Any]:
         """The pool file as plain data."""
         return {

@@ -5,12 +5,17 @@ two together, with the limit on a context's length, and it turns what a task
 raises into one clear error.
 """
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fst_jax.errors import ConfigError, TaskError
 from fst_jax.rollout.chat import Chat
 from fst_jax.tasks.task import Problem, Score, Task
 
+# Answers judged at a time: a scorer that runs in worker processes gets one of each thread.
+_AT_ONCE = min(8, os.cpu_count() or 1)
 _SEAM = 4  # tokens by which a text's count may change where it meets the template
 
 
@@ -61,6 +66,15 @@ class Exam:
                 "rewards must be in [0, 1]"
             )
         return score
+
+    def judge_all(self, answers: Sequence[tuple[Problem, str]]) -> list[Score]:
+        """The scores of (problem, text) pairs, in their order; several are judged at a time.
+
+        Raises:
+          TaskError: as `judge`.
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return list(threads.map(lambda answer: self.judge(*answer), answers))
 
     def _encode(self, problem: Problem, prompt: str) -> list[int]:
         try:

@@ -103,7 +103,10 @@ class Actor:
     def _scores(
         self, pairs: Sequence[tuple[Problem, str]], answers: Sequence[Sequence[str]]
     ) -> list[list[Score]]:
-        return [
-            [self.exam.judge(problem, text) for text in texts]
-            for (problem, _), texts in zip(pairs, answers, strict=True)
-        ]
+        flat = (
+            (problem, text)
+            for (problem, _), own in zip(pairs, answers, strict=True)
+            for text in own
+        )
+        scores = iter(self.exam.judge_all(list(flat)))
+        return [[next(scores) for _ in own] for own in answers]

@@ -281,5 +281,12 @@ class Learner:
     def _keep(self, frozen: Params) -> None:
         self._frozen = in_host_memory(frozen) if self.settings.reference == "offload" else frozen
 
+    def reset_optimizer(self) -> None:
+        """Start the optimiser anew: no moments, and the warm-up begins again."""
+        init, state = make_optimizer(self.settings).init, self.state
+        placed = jax.tree.map(lambda x: x.sharding, (state.optimizer, state.step))
+        anew = jax.jit(lambda params, step: (init(params), 0 * step), out_shardings=placed)
+        self.state = LearnerState(state.params, *anew(state.params, state.step))
+
     def _place(self, batch: Batch) -> Batch:
         return put(batch, batch_shardings(batch, self.mesh))

@@ -60,15 +60,24 @@ class StagedOrder:
     anchored on problems that it does not train on.
     """
 
-    def __init__(self, orders: Sequence[ProblemOrder], steps: Sequence[int]):
+    def __init__(self, orders: Sequence[ProblemOrder], steps: Sequence[int], labels: Sequence[str]):
         """`steps` holds the length of each stage; that of the last does not matter."""
-        self._orders = orders
+        self._orders, self._labels = orders, labels
         self._starts = [0, *accumulate(steps[:-1])]
 
     def minibatch(self, step: int) -> list[Problem]:
         """B_t: the problems of step `step`, counted from 0."""
         stage, within = self._at(step)
         return self._orders[stage].minibatch(within)
+
+    def label(self, step: int) -> str:
+        """What the stage of step `step` is called."""
+        return self._labels[self._at(step)[0]]
+
+    def begins_stage(self, step: int) -> bool:
+        """Whether the problems come from another task than at the step before."""
+        stage, within = self._at(step)
+        return stage > 0 and within == 0
 
     def begins_cycle(self, step: int, cycle_steps: int) -> bool:
         """Whether a fast round comes before step `step`: every T steps of a stage."""

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Sequence
 
 from fst_jax.config import TaskSettings
@@ -13,7 +14,12 @@ from fst_jax.tasks.task import Problem, Split, Task
 BUILT_IN = {
     "star_graph": "fst_jax.tasks.star_graph:StarGraph",
     "reasoning_gym": "fst_jax.tasks.reasoning_gym:ReasoningGym",
+    "code_io": "fst_jax.tasks.code_io:CodeIO",
+    "math": "fst_jax.tasks.math:Math",
+    "hover": "fst_jax.tasks.hover:Hover",
+    "choice": "fst_jax.tasks.choice:Choice",
     "jsonl": "fst_jax.tasks.jsonl:Jsonl",
+    "tfds": "fst_jax.tasks.tfds:Tfds",
     "tiny_star_graph": "fst_jax.tasks.tiny:TinyStarGraph",
     "tiny_code_output": "fst_jax.tasks.tiny:TinyCodeOutput",
     "tiny_two_hop": "fst_jax.tasks.tiny:TinyTwoHop",
@@ -48,7 +54,7 @@ def _built_in(settings: TaskSettings) -> Task:
         )
     module, _, name = BUILT_IN[settings.name].partition(":")
     constructor = getattr(importlib.import_module(module), name)
-    scores_apart = settings.name in ("reasoning_gym", "stream")
+    scores_apart = "timeout_s" in inspect.signature(constructor).parameters
     reserved = {"timeout_s": settings.timeout_s} if scores_apart else {}
     check_options(constructor, settings.options, settings.name, tuple(reserved))
     return constructor(**settings.options, **reserved)

@@ -4,6 +4,7 @@ A scorer reads an answer out of a completion and says whether it agrees with the
 gold answer.  All are pure and never raise; the reward is 1 or 0.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from fst_jax.errors import TaskError
 from fst_jax.tasks.advice import judged
 from fst_jax.tasks.extract import after_thinking, final_answer, last_boxed, last_fenced, shorten
 from fst_jax.tasks.task import Problem, Score
@@ -41,11 +43,34 @@ def parse_json(text: str) -> Any:
 
 
 def same_json(left: Any, right: Any) -> bool:
-    """Equal as JSON: the order of keys is ignored, true is not 1."""
+    """Equal as JSON values: the order of keys is ignored, 1.0 is 1, true is not."""
     try:
-        return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+        return _same_value(left, right)
     except RecursionError:
         return False
+
+
+def _same_value(left: Any, right: Any) -> bool:
+    if kind_of_json(left) != kind_of_json(right):
+        return False
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_same_value(left[k], right[k]) for k in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(_same_value, left, right))
+    return left == right or (left != left and right != right)  # NaN is NaN
+
+
+def kind_of_json(value: Any) -> str:
+    """What JSON calls the type of a value."""
+    kinds: tuple[tuple[type, str], ...] = (
+        (bool, "boolean"),  # before int, which it is to Python
+        (int, "number"),
+        (float, "number"),
+        (str, "string"),
+        (list, "array"),
+        (dict, "object"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "null")
 
 
 def read_exact(text: str) -> str | None:
@@ -188,3 +213,16 @@ SCORERS: dict[str, Scorer] = {
         _advice(("Always give an answer.",), ("State the final answer in full.", *_THINK)),
     ),
 }
+
+
+def scorer_named(name: str, task: str) -> Scorer:
+    """The scorer of that name.
+
+    Raises:
+      TaskError: there is none; the message begins with `task`.
+    """
+    if name in SCORERS:
+        return SCORERS[name]
+    near = difflib.get_close_matches(name, SCORERS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise TaskError(f"{task}: unknown scorer {name!r}: {hint}choose one of {', '.join(SCORERS)}")

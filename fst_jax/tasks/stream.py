@@ -1,11 +1,12 @@
 """A stream of tasks in one run: the paper's continual setting.
 
-Each stage is a task of its own for so many steps; the last one goes on.  θ, the
-optimiser and Φ are carried from stage to stage, so the seed prompt must suit
-every task and says nothing about any.  Evaluations look at every stage's
-held-out problems each time, so that what is forgotten shows.  The paper
-switches every 200 steps; any lengths will do here, since a new stage also
-starts a new cycle of the fast weights.
+Each stage is a task of its own for so many steps; the last one goes on.  θ is
+carried from stage to stage, and so are the optimiser and Φ, unless the stream
+resets them where a stage begins (the paper does not say; a reset is the control
+for what they carry).  The seed prompt must suit every task and says nothing
+about any.  Evaluations look at every stage's held-out problems each time, so
+that what is forgotten shows.  The paper switches every 200 steps; any lengths
+will do here, since a new stage also starts a new cycle of the fast weights.
 """
 
 from bisect import bisect_right
@@ -49,16 +50,21 @@ class Stream:
         self,
         stages: list[dict[str, Any]],
         seed_prompt: str = "Answer the question.",
+        reset_pool: bool = False,
+        reset_optimizer: bool = False,
         timeout_s: float = 10.0,
     ):
         """Each stage is {name or entry_point, options, steps, label}.
 
-        `label` tells apart two stages of one task (default: the task's name).
+        `label` tells apart two stages of one task (default: the task's name).  `reset_pool` goes
+        back to the seed prompt where a stage begins; `reset_optimizer` forgets the optimiser's
+        moments and warms up anew.
 
         Raises:
           TaskError: a stage is not of this form, or its task refuses its options.
         """
         self.seed_prompt = seed_prompt
+        self.reset_pool, self.reset_optimizer = reset_pool, reset_optimizer
         if not stages:
             raise TaskError("task.options.stages: a stream needs at least one stage")
         self._tasks: dict[str, Task] = {}

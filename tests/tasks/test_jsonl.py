@@ -60,7 +60,7 @@ def test_bad_files_name_the_line(tmp_path, test_path, content, message):
 
 
 def test_other_mistakes(tmp_path, test_path):
-    with pytest.raises(TaskError, match=r"cannot read task.options.train_path = .*No such file"):
+    with pytest.raises(TaskError, match=r"task.options.train_path: cannot read .*No such file"):
         Jsonl(str(tmp_path / "none.jsonl"), test_path)
     with pytest.raises(TaskError, match="did you mean 'number'"):
         Jsonl(test_path, test_path, scorer="numbers")

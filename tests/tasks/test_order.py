@@ -62,7 +62,7 @@ def test_stages_take_turns_and_no_cycle_crosses_a_border(
         ProblemOrder([Problem(f"{stage}/{i}", "", "") for i in range(7)], 3, seed=0)
         for stage in range(len(lengths))
     ]
-    staged = StagedOrder(orders, lengths)
+    staged = StagedOrder(orders, lengths, [f"stage {i}" for i in range(len(orders))])
     borders = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
     stage = sum(border <= step for border in borders)
     within = step - ([0, *borders])[stage]
