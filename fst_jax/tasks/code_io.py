@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fst_jax.tasks.advice import judged
-from fst_jax.tasks.extract import after_thinking, final_answer, shorten
+from fst_jax.tasks.extract import final_answer, shorten
 from fst_jax.tasks.reasoning_gym import ReasoningGym
 from fst_jax.tasks.scorers import kind_of_json, parse_json, read_json, same_json
 from fst_jax.tasks.task import Message, Problem, Score, Split
@@ -91,16 +91,17 @@ def _judge(gold: str, text: str) -> tuple[str, str]:
     if answer is None:
         given = final_answer(text, multiline=True)
         if not given:
-            thought = "" if after_thinking(text) else " after the thinking"
+            thought = " after the thinking" if "<think>" in text else ""
             return "no answer", f"Nothing was answered{thought}."
         return "not JSON", f"{_not_json(given)}\nGot: {shorten(given)}"
-    value, expected = parse_json(answer), parse_json(gold)
-    if same_json(value, expected):
-        return "correct", "The output is right."
+    differences = _differences(parse_json(answer), parse_json(gold), "the output")
     try:
-        category, difference = next(_differences(value, expected, "the output"))
+        first = None if answer == gold else next(differences, None)
     except RecursionError:
-        category, difference = "wrong value", "The output is nested too deeply."
+        first = "wrong value", "The answer is nested too deeply to be compared."
+    if first is None:
+        return "correct", "The output is right."
+    category, difference = first
     return category, f"{difference}\nExpected: {shorten(gold)}\nGot: {shorten(answer)}"
 
 
@@ -115,17 +116,16 @@ def _differences(value: Any, expected: Any, where: str) -> Iterator[tuple[str, s
         if missing or added:
             told = [f"lacks {missing}"] * bool(missing) + [f"should not have {added}"] * bool(added)
             yield "wrong keys", f"{where[0].upper()}{where[1:]} {shorten(' and '.join(told))}."
-        for key in expected.keys() & value.keys():
-            if not same_json(value[key], expected[key]):
+        for key in expected:
+            if key in value:
                 yield from _differences(value[key], expected[key], f"{where}, key {key!r}")
     elif isinstance(expected, list):
         if len(value) != len(expected):
             lengths = f"{len(value)} elements instead of {len(expected)}"
             yield "wrong length", f"{where[0].upper()}{where[1:]} has {lengths}."
         for i, (a, b) in enumerate(zip(value, expected, strict=False)):
-            if not same_json(a, b):
-                yield from _differences(a, b, f"{where}, element {i}")
-    else:
+            yield from _differences(a, b, f"{where}, element {i}")
+    elif not same_json(value, expected):
         got, want = (shorten(json.dumps(x, ensure_ascii=False), 80) for x in (value, expected))
         yield "wrong value", f"In {where}: {got} instead of {want}."
 

@@ -92,8 +92,8 @@ class Hover:
         listed = "\n".join(found) or "(nothing)"
         content = (
             f"Claim: {problem.question}\n\nA first search for the words of the claim found these "
-            f"pages:\n{listed}\n\nThe claim cannot be checked with these alone. Write one query for "
-            "a second search."
+            f"pages:\n{listed}\n\nThe claim cannot be checked with these alone. "
+            "Write one query for a second search."
         )
         return [{"role": "user", "content": content}]
 

@@ -1,0 +1,129 @@
+"""Rows of every kind of file, and what is told about those that cannot be read."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fst_jax.errors import TaskError
+from fst_jax.tasks.rows import open_rows, prepared_rows
+from tests.task_samples import write_jsonl, write_tfds
+
+ROWS = [{"a": 1, "b": ["é"]}, {"a": 2, "b": []}, {"a": 3, "b": ["x", "y"]}]
+
+
+def read(source):
+    rows = open_rows(str(source))
+    return [rows.read(i) for i in range(rows.size)]
+
+
+def test_json_and_jsonl(tmp_path):
+    write_jsonl(tmp_path / "r.jsonl", ROWS)
+    (tmp_path / "r.json").write_text(json.dumps(ROWS))
+    (tmp_path / "lines.json").write_text((tmp_path / "r.jsonl").read_text())
+    for name in ("r.jsonl", "r.json", "lines.json"):
+        assert read(tmp_path / name) == ROWS
+    assert open_rows(str(tmp_path / "r.jsonl")).where(2) == f"{tmp_path}/r.jsonl:3"
+    assert open_rows(str(tmp_path / "r.json")).where(2) == f"{tmp_path}/r.json, entry 3"
+
+
+def test_parquet_in_several_files(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    for i in range(3):
+        pq.write_table(pyarrow.Table.from_pylist(ROWS[i : i + 1]), tmp_path / f"train-{i}.parquet")
+    assert read(tmp_path) == read(tmp_path / "train-*.parquet") == ROWS
+    rows = open_rows(str(tmp_path))
+    assert rows.where(1) == f"{tmp_path}/train-1.parquet, row 1"
+    (tmp_path / "train-9.parquet").write_bytes(b"no parquet")
+    with pytest.raises(TaskError, match="cannot read .*train-9.parquet"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "message"),
+    [
+        ({}, "none.jsonl", "cannot read .*none.jsonl: No such file"),
+        ({}, "none-*.jsonl", "no file is called like this"),
+        ({}, ".", "no file in this folder ends in .jsonl"),
+        ({"a.csv": "x"}, "a.csv", "must all end in one of .jsonl, .json, .parquet, not in .csv"),
+        ({"a.json": "[]", "a.jsonl": ""}, ".", "not in .json, .jsonl"),
+        ({"a.jsonl": "\n\n"}, "a.jsonl", "is empty"),
+        ({"a.json": "[1]"}, "a.json", "must hold an array of JSON objects"),
+        ({"a.json": "{1"}, "a.json", "a.json:1: not a JSON object"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, files, source, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(TaskError, match=message):
+        read(tmp_path / source)
+
+
+def test_a_source_of_tensorflow_datasets_needs_a_split():
+    with pytest.raises(TaskError, match="write tfds:BUILDER#SPLIT"):
+        open_rows("tfds:gsm8k")
+
+
+TFDS = """
+import sys
+from fst_jax.tasks.rows import open_rows
+rows = open_rows(sys.argv[1])
+print(rows.size, rows.read(3)["question"])
+print([name for name in ("tensorflow", "torch") if name in sys.modules])
+"""
+
+
+def test_records_that_tensorflow_datasets_has_written(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    builder = write_tfds(tmp_path)
+    rows = prepared_rows(builder, "train[25%:]")
+    assert rows.size == 30
+    found = {rows.read(i)["n"]: rows.read(i) for i in range(rows.size)}
+    assert len(found) == 30
+    for n, row in found.items():
+        assert row == {
+            "question": f"Is {n} even or odd? Überlege.",
+            "hint": "Look at the last digit.",
+            "parity": ("even", "odd")[n % 2],
+            "n": n,
+            "digits": [int(digit) for digit in str(n)],
+        }
+    by_name = prepared_rows("parity", "test", data_dir=str(tmp_path))
+    assert by_name.size == 10 and by_name.read(0) == prepared_rows(builder, "test").read(0)
+    done = subprocess.run(
+        [sys.executable, "-c", TFDS, f"tfds:{builder}#test"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    size, question, imported = (
+        done.stdout.partition("\n")[0].partition(" ")[0],
+        *(done.stdout.split("\n")[i] for i in (0, 1)),
+    )
+    assert size == "10" and "Überlege" in question and imported == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("builder", "split", "message"),
+    [
+        ("no_such_data_set", "train", "no_such_data_set#train: DatasetNotFoundError"),
+        ("{parity}", "trains", "Unknown split 'trains'"),
+        ("mnist", "train", "is not prepared .*tfds build mnist --file_format=array_record"),
+    ],
+)
+def test_mistakes_with_tensorflow_datasets(tmp_path, builder, split, message):
+    pytest.importorskip("tensorflow_datasets")
+    if builder == "{parity}":
+        builder = write_tfds(tmp_path)
+    with pytest.raises(TaskError, match=message) as caught:
+        prepared_rows(builder, split, data_dir=str(tmp_path))
+    assert len(str(caught.value)) < 600
+
+
+def test_a_missing_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(TaskError, match=r"pip install 'fst_jax\[tasks\]'"):
+        prepared_rows("gsm8k", "train")
