@@ -35,6 +35,7 @@ from fst_jax.slow.groups import unlabelled
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.logprobs import mean_gap
 from fst_jax.slow.packing import pack
+from fst_jax.tasks.judge import judge
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.stream import stages_of
 from fst_jax.tasks.task import Task
@@ -102,7 +103,7 @@ def _exam(config: Config, task: Task, chat: Chat) -> Exam:
         tried = [problems[i] for i in range(min(len(problems), TRIED_PROBLEMS))]
         for problem in tried:
             exam.context(problem, task.seed_prompt)
-        exam.judge(tried[0], "")
+        judge(task, tried[0], "")
         if exam.context(tried[0], "A") == exam.context(tried[0], ""):
             raise ModelError(
                 "the model's chat template drops the system message, so no prompt would reach the "

@@ -1,21 +1,16 @@
-"""How problems reach a model as tokens, and how its answers get a reward.
+"""How problems reach a model as tokens.
 
-A task knows problems and rewards, a chat format knows tokens; an exam is the
-two together, with the limit on a context's length, and it turns what a task
-raises into one clear error.
+A task knows problems, a chat format knows tokens; an exam is the two together,
+with the limit on a context's length.
 """
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fst_jax.errors import ConfigError, TaskError
 from fst_jax.rollout.chat import Chat
-from fst_jax.tasks.task import Problem, Score, Task
+from fst_jax.tasks.judge import raised
+from fst_jax.tasks.task import Problem, Task
 
-# Answers judged at a time: a scorer that runs in worker processes gets one of each thread.
-_AT_ONCE = min(8, os.cpu_count() or 1)
 _SEAM = 4  # tokens by which a text's count may change where it meets the template
 
 
@@ -50,37 +45,11 @@ class Exam:
         growth = max(0, self.longest_prompt + _SEAM - self.chat.count(seed))
         return len(self._encode(problem, seed)) + growth <= self.max_prompt_tokens
 
-    def judge(self, problem: Problem, text: str) -> Score:
-        """The task's score of a text.
-
-        Raises:
-          TaskError: the task raised, or gave a reward outside [0, 1].
-        """
-        try:
-            score = self.task.score(problem, text)
-        except Exception as error:
-            raise TaskError(self._raised("score", problem, error)) from error
-        if not 0.0 <= score.reward <= 1.0:
-            raise TaskError(
-                f"task {self.task.name} gave reward {score.reward} for problem {problem.id!r}: "
-                "rewards must be in [0, 1]"
-            )
-        return score
-
-    def judge_all(self, answers: Sequence[tuple[Problem, str]]) -> list[Score]:
-        """The scores of (problem, text) pairs, in their order; several are judged at a time.
-
-        Raises:
-          TaskError: as `judge`.
-        """
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            return list(threads.map(lambda answer: self.judge(*answer), answers))
-
     def _encode(self, problem: Problem, prompt: str) -> list[int]:
         try:
             messages = self.task.render(problem)
         except Exception as error:
-            raise TaskError(self._raised("render", problem, error)) from error
+            raise raised(self.task, "render", problem, error) from error
         shaped = isinstance(messages, list) and all(
             isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m
             for m in messages
@@ -91,9 +60,3 @@ class Exam:
                 f'{{"role": "user", "content": "…"}}, not {str(messages)[:80]!r}'
             )
         return self.chat.encode(messages, prompt)
-
-    def _raised(self, method: str, problem: Problem, error: Exception) -> str:
-        return (
-            f"task {self.task.name} raised in {method}() for problem {problem.id!r}: "
-            f"{type(error).__name__}: {error}"
-        )

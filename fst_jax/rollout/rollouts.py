@@ -14,6 +14,7 @@ import numpy as np
 from fst_jax.parallel.distributed import agreed
 from fst_jax.rollout.engine import Completion, Engine, Request
 from fst_jax.rollout.exam import Exam
+from fst_jax.tasks.judge import judge_all
 from fst_jax.tasks.task import Problem, Score
 
 
@@ -108,5 +109,5 @@ class Actor:
             for (problem, _), own in zip(pairs, answers, strict=True)
             for text in own
         )
-        scores = iter(self.exam.judge_all(list(flat)))
+        scores = iter(judge_all(self.exam.task, list(flat)))
         return [[next(scores) for _ in own] for own in answers]

@@ -48,6 +48,7 @@ ADVICE = {
         "Check rounding, integer division and the bounds of ranges before answering.",
     ),
 }
+_LITERAL = 2000  # characters up to which an answer is tried as Python
 
 
 class CodeIO:
@@ -133,6 +134,8 @@ def _differences(value: Any, expected: Any, where: str) -> Iterator[tuple[str, s
 def _not_json(text: str) -> str:
     """Why `text` is no JSON."""
     try:
+        if len(text) > _LITERAL:
+            raise ValueError
         ast.literal_eval(text)
         return "This is a value in Python's notation, not in JSON's."
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -2,14 +2,15 @@ r"""Find the answer in the text of a completion.
 
 Every task reads answers through these functions, so that `\boxed{}`, answer
 tags and thinking blocks mean the same everywhere.  The last answer counts: a
-model may correct itself.
+model may correct itself.  Each takes time linear in the text, whatever it holds.
 """
 
 import re
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\s*\{")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are characters, not grouping
 
 
 def after_thinking(text: str) -> str:
@@ -22,17 +23,28 @@ def after_thinking(text: str) -> str:
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the last complete `\boxed{…}`; braces inside may be nested."""
-    for opening in reversed(list(_BOXED.finditer(text))):
-        content = _to_closing_brace(text, opening.end())
-        if content is not None:
-            return content.strip()
-    return None
+    boxes = {match.end() - 1 for match in _BOXED.finditer(text)}
+    opened: list[int] = []
+    found: tuple[int, int] | None = None
+    for brace in _BRACES.finditer(text) if boxes else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            start = opened.pop()
+            if start in boxes and (found is None or start > found[0]):
+                found = start, brace.start()
+    return None if found is None else text[found[0] + 1 : found[1]].strip()
 
 
 def last_tagged(text: str) -> str | None:
     """The content of the last `<answer>…</answer>`."""
-    found = _TAGGED.findall(text)
-    return found[-1].strip() if found else None
+    content, start = None, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            start = tag.end()
+        elif start is not None:
+            content, start = text[start : tag.start()].strip(), None
+    return content
 
 
 def last_fenced(text: str) -> str | None:
@@ -64,19 +76,3 @@ def shorten(text: str, limit: int = 200) -> str:
     """`text` in one line of at most `limit` characters, for feedback."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _to_closing_brace(text: str, start: int) -> str | None:
-    depth, position = 1, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # \{ and \} are characters, not grouping
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start:position]
-        position += 1
-    return None

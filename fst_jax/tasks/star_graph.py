@@ -13,6 +13,7 @@ own setting (25, 20, 500) decides it: 476 nodes fit below 500, the other reading
 needs 501.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -148,8 +149,8 @@ def _judge(problem: Problem, boxed: str | None) -> tuple[str, str]:
         return "correct", "The path is right."
     if path[0] != gold[0]:
         return "wrong start", f"The path starts at {path[0]}, but the source is {gold[0]}."
-    repeated = next((node for i, node in enumerate(path) if node in path[:i]), None)
-    if repeated is not None:
+    if len(set(path)) < len(path):
+        repeated = Counter(path).most_common(1)[0][0]
         return "repeated node", f"Node {repeated} occurs more than once."
     graph: Graph = {}
     for u, v in problem.data["edges"]:

@@ -103,7 +103,9 @@ class TinyTask:
             choices = instructions.wordings(self._kind.good)
         else:
             choices = instructions.wordings("remark")
-        return choices[zlib.crc32(f"{problem.id} {text}".encode()) % len(choices)]
+        return choices[
+            zlib.crc32(f"{problem.id} {text}".encode(errors="surrogatepass")) % len(choices)
+        ]
 
     def _draw(self, position: int) -> Problem:
         rng = np.random.default_rng([self._seed, zlib.crc32(self.kind.encode()), position])

@@ -1,4 +1,4 @@
-"""Contexts and rewards of a task in a model's chat format."""
+"""Contexts of a task in a model's chat format."""
 
 from typing import Any
 
@@ -13,8 +13,6 @@ from tests.helpers import tiny_model_folder
 
 
 class Echo:
-    """Rewards what the problem's data say."""
-
     name, seed_prompt = "echo", "Answer."
 
     def problems(self, split):
@@ -24,7 +22,7 @@ class Echo:
         return [{"role": "user", "content": problem.question}]
 
     def score(self, problem, text):
-        return Score(problem.data["reward"], "Advice.", "any")
+        return Score(1.0, "Advice.", "any")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +30,8 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
     return Chat(load_tokenizer(tiny_model_folder(tmp_path_factory.mktemp("model"))))
 
 
-def problem(words: int, reward: float = 1.0) -> Problem:
-    return Problem("p", "word " * words, "answer", {"reward": reward})
+def problem(words: int) -> Problem:
+    return Problem("p", "word " * words, "answer")
 
 
 def test_a_context_is_the_chat_under_the_prompt(chat: Chat) -> None:
@@ -56,17 +54,6 @@ def test_long_contexts_are_refused_and_foreseen(chat: Chat) -> None:
     longest = chat.tokenizer.decode(chat.tokenizer.encode("word " * 80)[:50])
     roomy.context(problem(9), longest)  # what fits() promised
     assert not Exam(Echo(), chat, length + 30, longest_prompt=50).fits(problem(9))
-
-
-@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan")])
-def test_rewards_outside_the_unit_interval_are_refused(chat: Chat, reward: float) -> None:
-    with pytest.raises(TaskError, match="rewards must be in"):
-        Exam(Echo(), chat, 500, 0).judge(problem(1, reward), "text")
-
-
-def test_what_a_task_raises_names_task_and_problem(chat: Chat) -> None:
-    with pytest.raises(TaskError, match="echo raised in score.* 'p': KeyError"):
-        Exam(Echo(), chat, 500, 0).judge(Problem("p", "q", "a"), "text")
 
 
 @pytest.mark.parametrize("messages", ["text", None, [], [{"role": "user", "text": "q"}], ["q"]])

@@ -1,10 +1,19 @@
 """Reading answers out of completions."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_jax.tasks.extract import after_thinking, final_answer, last_boxed, shorten
+from fst_jax.tasks.extract import (
+    after_thinking,
+    final_answer,
+    last_boxed,
+    last_fenced,
+    last_tagged,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,10 +28,71 @@ from fst_jax.tasks.extract import after_thinking, final_answer, last_boxed, shor
         (r"\boxed{7} and \boxed{8", "7"),
         (r"\boxed{9", None),
         ("9", None),
+        (r"} \boxed{1{2}3} }", "1{2}3"),
+        (r"\boxed{1} {\boxed{2} {", "2"),
+        ("\\\\boxed{6}", "6"),
+        (r"\boxed{a \\}", "a \\\\"),
+        (r"\boxed{a \}", None),
     ],
 )
 def test_last_boxed(text, content):
     assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("<answer> a </answer>", "a"),
+        ("<ANSWER>a</Answer> <answer>b</answer>", "b"),
+        ("<answer>a</answer> <answer>b", "a"),
+        ("<answer>a <answer>b</answer></answer>", "b"),
+        ("İ<answer>a</answer>", "a"),
+        ("</answer>a<answer>", None),
+        ("a", None),
+    ],
+)
+def test_last_tagged(text, content):
+    assert last_tagged(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("```\na\n```", "a"),
+        ("```python\na\n  ```\n```json \nb\nc```", "b\nc"),
+        ("```\na\n```\n```\nb", "a"),
+        ("```a```", None),
+        ("```\na", None),
+    ],
+)
+def test_last_fenced(text, content):
+    assert last_fenced(text) == content
+
+
+@pytest.mark.parametrize(
+    "scrap",
+    [
+        "<answer>",
+        "</answer>",
+        r"\boxed{",
+        "{",
+        "}",
+        "```\n",
+        "```",
+        " ",
+        "\\",
+        "<think>",
+        "1,",
+        "\t\n",
+    ],
+)
+def test_time_is_linear_in_the_text(scrap):
+    """A model that repeats itself to the end writes some hundred thousand characters."""
+    start = time.monotonic()
+    for text in (scrap * (300_000 // len(scrap)), f"<answer>```\n\\boxed{{{scrap * 100_000}"):
+        final_answer(text)
+        final_answer(text, multiline=True)
+    assert time.monotonic() - start < 5  # minutes, where it is quadratic
 
 
 @given(st.text(alphabet="\\boxed{}<>/think answer`\n1", max_size=80))
