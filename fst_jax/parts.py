@@ -101,15 +101,16 @@ def _exam(config: Config, task: Task, chat: Chat) -> Exam:
         )
     for problems in (split for stage in stages for split in (stage.train, stage.test)):
         tried = [problems[i] for i in range(min(len(problems), TRIED_PROBLEMS))]
-        for problem in tried:
-            exam.context(problem, task.seed_prompt)
-        judge(task, tried[0], "")
-        if exam.context(tried[0], "A") == exam.context(tried[0], ""):
+        fitting = [problem for problem in tried if exam.fits(problem)]  # the others are skipped
+        asked = (fitting or tried)[0]
+        exam.context(asked, task.seed_prompt)
+        judge(task, asked, "")
+        if exam.context(asked, "A") == exam.context(asked, ""):
             raise ModelError(
                 "the model's chat template drops the system message, so no prompt would reach the "
                 "model: use one that renders it"
             )
-        if not any(exam.fits(problem) for problem in tried):
+        if not fitting:
             raise ConfigError(
                 f"no problem like {tried[0].id!r} of task {task.name} would leave room for a "
                 f"prompt of fast.max_prompt_tokens = {longest_prompt} within "
@@ -184,7 +185,8 @@ def make_parity(config: Config, inputs: Inputs, actor: Actor, model: Decoder) ->
         return None
     graphdef, exam = nnx.graphdef(model), inputs.exam
     problems = stages_of(exam.task)[0].train
-    tried = [problems[i] for i in range(min(len(problems), TRIED_PROBLEMS))]
+    first = (problems[i] for i in range(min(len(problems), TRIED_PROBLEMS)))
+    tried = [problem for problem in first if exam.fits(problem)]
     asked = [
         Request(
             prompt_ids=tuple(exam.context(problem, exam.task.seed_prompt)),

@@ -20,6 +20,7 @@ FUZZED = 200  # random answers
 BATCH = 256  # answers of a step in the paper
 SLOW_S = 3.0  # for a batch: 5 % of the paper's step of a minute
 _CATEGORIES = 40
+_SHOWN = 1500  # characters of a problem
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def check(task: Task, disjoint: bool = True) -> Report:
         sizes[split] = len(problems)
         shown[split] = [problems[i] for i in range(min(len(problems), LOOKED_AT))]
     train = shown["train"]
-    samples = [_tried(task, train[0], *sample) for sample in _sample_answers(train)]
+    samples = [_tried(task, train[0], *sample) for sample in _sample_answers(task, train)]
     texts = list(random_answers(train, FUZZED, seed=0))
     tried = [_tried(task, train[i % len(train)], "random", text) for i, text in enumerate(texts)]
     start = time.monotonic()
@@ -83,15 +84,13 @@ def check(task: Task, disjoint: bool = True) -> Report:
 def shown(report: Report) -> str:
     """A report as text."""
     task, problem = report.task, report.problem
+    rendered = task.render(problem)
     lines = [
         f"task {task.name}: {report.sizes['train']} train and {report.sizes['test']} test problems",
         "",
         f"problem {problem.id}, as a model is asked it:",
         f"  system: {shorten(task.seed_prompt, 300)}",
-        *(
-            f"  {message['role']}: {shorten(message['content'], 1500)}"
-            for message in task.render(problem)
-        ),
+        *(f"  {message['role']}: {_indented(message['content'])}" for message in rendered),
         f"  gold: {shorten(problem.answer, 300) or '(none)'}",
         "",
         "sample answers:",
@@ -116,15 +115,17 @@ def shown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _sample_answers(problems: Sequence[Problem]) -> Iterator[tuple[str, str]]:
+def _sample_answers(task: Task, problems: Sequence[Problem]) -> Iterator[tuple[str, str]]:
     """(what it is, text) of answers to the first of the problems."""
     gold = problems[0].answer
+    rewards = {}
     for form, text in forms(gold).items():
+        rewards[form] = judge(task, problems[0], text).reward
         yield f"gold, {form}", text
     other = next((p.answer for p in problems if p.answer != gold), None)
     if other is not None:
-        for form, text in forms(other).items():
-            yield f"another problem's gold, {form}", text
+        best = max(rewards, key=rewards.__getitem__)
+        yield f"another problem's gold, {best}", forms(other)[best]
     yield "nothing", ""
     yield "thinking that never ends", f"<think>Let me see: {gold}"
     yield "prose", "I am not sure, but it could be one of several things."
@@ -197,6 +198,12 @@ def _of_scores(
     again = judge_all(task, [(problems[0], sample.text) for sample in tried[:8]])
     if [score.reward for score in again] != [sample.score.reward for sample in tried[:8]]:
         yield "the same answer earns another reward the second time: scoring must be pure"
+
+
+def _indented(text: str) -> str:
+    """The beginning of a text, its further lines indented."""
+    cut = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return "\n    ".join(cut.splitlines())
 
 
 def _ms(seconds: float) -> str:

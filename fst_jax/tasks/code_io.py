@@ -110,7 +110,7 @@ def _differences(value: Any, expected: Any, where: str) -> Iterator[tuple[str, s
     """(category, sentence) for each difference of two JSON values, outermost first."""
     given, wanted = kind_of_json(value), kind_of_json(expected)
     if given != wanted:
-        yield "wrong type", f"In {where} a JSON {wanted} was expected, not a {given}."
+        yield "wrong type", f"In {where}: expected the JSON type {wanted}, got {given}."
     elif isinstance(expected, dict):
         missing = ", ".join(sorted(expected.keys() - value.keys()))
         added = ", ".join(sorted(value.keys() - expected.keys()))

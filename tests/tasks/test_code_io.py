@@ -45,13 +45,13 @@ GOLD = {"total": 7, "names": ["a", "b"], "ok": True, "mean": 2.5}
     [
         ({**GOLD, "total": 7.0}, "correct", "The output is right."),
         ({**GOLD, "total": 8}, "wrong value", "In the output, key 'total': 8 instead of 7."),
-        ({**GOLD, "ok": 1}, "wrong type", "key 'ok' a JSON boolean was expected, not a number."),
-        ({**GOLD, "total": "7"}, "wrong type", "a JSON number was expected, not a string."),
+        ({**GOLD, "ok": 1}, "wrong type", "key 'ok': expected the JSON type boolean, got number."),
+        ({**GOLD, "total": "7"}, "wrong type", "expected the JSON type number, got string."),
         ({"total": 7, "x": 1}, "wrong keys", "lacks mean, names, ok and should not have x."),
         ({**GOLD, "names": ["a"]}, "wrong length", "key 'names' has 1 elements instead of 2."),
         ({**GOLD, "names": ["a", "c"]}, "wrong value", 'element 1: "c" instead of "b".'),
-        ([1], "wrong type", "In the output a JSON object was expected, not a array."),
-        (None, "wrong type", "not a null"),
+        ([1], "wrong type", "In the output: expected the JSON type object, got array."),
+        (None, "wrong type", "got null"),
     ],
 )
 def test_feedback_names_the_first_difference(code_io, answer, category, told):
@@ -74,7 +74,7 @@ def test_feedback_names_the_first_difference(code_io, answer, category, told):
         ("<answer>seven</answer>", "not JSON", "not valid JSON"),
         ("<answer>" + "[" * 100_000 + "</answer>", "not JSON", "nested too deeply"),
         ("<answer>" + "9" * 5000 + "</answer>", "not JSON", "not valid JSON"),
-        ("[" * 900 + "]" * 900, "wrong type", "an object was expected".replace("an", "a JSON")),
+        ("[" * 900 + "]" * 900, "wrong type", "expected the JSON type object"),
     ],
 )
 def test_format_errors_are_told(code_io, text, category, told):
