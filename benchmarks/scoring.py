@@ -1,7 +1,7 @@
 """What scoring costs: 256 answers of every built-in task, judged as a run judges them.
 
     python benchmarks/scoring.py
-    python benchmarks/scoring.py hover --pages 500000
+    python benchmarks/scoring.py hover --pages 300000
 
 Answers are as long as the paper's longest (some 8,000 tokens: up to 30,000 characters of thinking;
 the small world's 120) and end in the right answer, another problem's, or none, a third each.
@@ -84,7 +84,9 @@ def answers(
         problem = problems[(batch * BATCH + i) % len(problems)]
         other = problems[int(rng.integers(len(problems)))]
         final = (problem.answer, other.answer, "")[i % 3]
-        thought = THOUGHT * ((int(rng.integers(characters // 2, characters)) // len(THOUGHT))
+        if form == "fenced":  # a query, which has some frequent words too
+            final += "".join(f" w{word}" for word in rng.zipf(1.3, 6))
+        thought = THOUGHT * (int(rng.integers(characters // 2, characters)) // len(THOUGHT))
         asked.append((problem, f"<think>{thought}</think>\nSo:\n{forms(final)[form]}"))
     return asked
 

@@ -70,8 +70,10 @@ class Pages:
             return []
         scores = self._index.get_scores(words)
         # The library's own choice of the best goes through JAX's device; ties go to the first page.
-        least = 0 if count >= len(scores) else np.partition(scores, -count)[-count]
-        found = np.flatnonzero(scores >= max(least, np.finfo(scores.dtype).tiny))
+        found = np.flatnonzero(scores > 0)
+        if len(found) > count:
+            least = np.partition(scores[found], -count)[-count]
+            found = found[scores[found] >= least]
         return found[np.argsort(-scores[found], kind="stable")][:count].tolist()
 
     def _words(self, text: str) -> list[str]:
