@@ -143,6 +143,7 @@ def jitted_step(graphdef: Any, settings: SlowSettings, mesh: Mesh, placed: Learn
     return jax.jit(
         partial(train_step, graphdef=graphdef, settings=settings, mesh=mesh),
         donate_argnums=0,
+        keep_unused=True,  # a batch lies on the devices whole, whatever the objective reads of it
         out_shardings=(placed, replicated(mesh)),
     )
 
