@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from fst_jax.tasks.fuzz import random_answers
+from fst_jax.tasks.fuzz import forms, random_answers
 from fst_jax.tasks.judge import judge_all
 from fst_jax.tasks.registry import BUILT_IN, load_task
 from fst_jax.tasks.scorers import SCORERS
@@ -18,6 +18,7 @@ NEEDS = {
     "code_io": "reasoning_gym",
     "reasoning_gym": "reasoning_gym",
 }
+FORMS = {"math": "boxed", "star_graph": "boxed", "hover": "fenced"}
 TASKS = [*BUILT_IN, *(f"jsonl/{scorer}" for scorer in SCORERS)]
 
 
@@ -32,6 +33,8 @@ def fuzz(name, folder, count, timeout_s):
     task = load_task(settings)
     problems = task.problems("train")[:16]
     answers = list(random_answers(problems, count, seed=1))
+    form = FORMS.get(name, "in answer tags")
+    answers[1::2] = [forms(text)[form] for text in answers[1::2]]  # past the reading of the form
     asked = [(problems[i % len(problems)], text) for i, text in enumerate(answers)]
     scores = judge_all(task, asked)  # raises if the task does, or if a reward is outside [0, 1]
     assert len(scores) == count
