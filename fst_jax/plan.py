@@ -119,6 +119,10 @@ def main(arguments: list[str]) -> None:
     config, given = load(arguments, "plan", __doc__ or "", flags=flags, options=options)
     if "topology" not in given:
         raise ConfigError("--topology is needed: v5p:4x4x4, v6e:8x8, …, or cpu:N")
+    if not config.slow.enabled and config.rollout.engine != "local":
+        raise ConfigError(
+            "slow.enabled is false and rollout.engine is sglang: such a run compiles nothing here"
+        )
     report = plan(config, given["topology"])
     print(report.to_json() if "json" in given else report.to_text())
 

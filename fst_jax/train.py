@@ -208,7 +208,8 @@ def packed(config: Config, learner: Learner, parts: Sequence[Sequence[Sample]]) 
     sizes = rollout.max_prompt_tokens, rollout.max_new_tokens, learner.hidden_size
     per_row, contexts = completions_per_row(each, *sizes), 1
     if per_row == each:
-        contexts = contexts_per_row(parts[0], per_row, *sizes, learner.mesh)
+        most = config.slow.micro_batch_rows  # a row of as many takes no more memory than they did
+        contexts = contexts_per_row(parts[0], per_row, *sizes, learner.mesh, most)
     rows = max(1, config.slow.micro_batch_rows // contexts)  # as they are so much longer
     aggregation, longest = recipe(config.slow).aggregation, rollout.max_new_tokens
     return pack_together(parts, per_row, rows, learner.mesh, contexts, aggregation, longest)

@@ -303,3 +303,12 @@ def test_a_tpu_slice(folder):
     found = json.loads(done.stdout)
     assert found["fits"] is False and found["hbm_peak_bytes"] > found["hbm_limit_bytes"]
     assert "slow.micro_batch_rows" in found["advice"][0]
+
+
+def test_a_run_without_programs_is_told_so(folder):
+    off = ("--slow.enabled", "false", "--rollout.engine", "sglang")
+    done = ask(
+        "--config", "configs/ci_tiny.yaml", "--model.path", str(folder), "--topology", "cpu:8", *off
+    )
+    assert done.returncode == 2 and "compiles nothing" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -46,7 +46,7 @@ from jaxtyping import Float, Int
 from fst_jax.config import Aggregation
 from fst_jax.models.row_attention import kernel_of
 from fst_jax.models.splash_rows import LANES, Layout
-from fst_jax.parallel.sharding import whole_shards
+from fst_jax.parallel.sharding import ROWS, shards, whole_shards
 from fst_jax.shapes import bucket
 
 
@@ -112,8 +112,11 @@ def contexts_per_row(
     max_new: int,
     hidden_size: int,
     mesh: Mesh,
+    most: int,
 ) -> int:
-    """How many contexts share a row, so that all rows cost least; 1 unless it pays.
+    """How many contexts, at `most`, share a row, so that all rows cost least; 1 unless it pays.
+
+    Every shard of the mesh keeps a row of its own.
 
     The cost is that of `completions_per_row`, for the part of contexts that these samples share;
     attention costs what is seen where the mesh's kernel skips the rest.  Rows get longer, and their
@@ -137,8 +140,9 @@ def contexts_per_row(
             seen = shared * shared / 2 + count * (context + per_row * completion)
         return (length * 6 * hidden_size + seen) / count
 
-    divisors = [c for c in range(1, len(contexts) + 1) if len(contexts) % c == 0]
-    best = min(divisors, key=cost)
+    most = min(most, len(contexts) // shards(mesh, ROWS))
+    divisors = [c for c in range(2, most + 1) if len(contexts) % c == 0]
+    best = min([1, *divisors], key=cost)
     return best if cost(best) <= 0.95 * cost(1) else 1
 
 

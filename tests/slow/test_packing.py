@@ -127,9 +127,9 @@ def expected(samples: list[Sample]) -> list[tuple]:
     ]
 
 
-def tpu(context: int = 1) -> Mesh:
+def tpu(context: int = 1, fsdp: int = 1) -> Mesh:
     """As much of a mesh of TPUs as packing looks at."""
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1, "context": context}
+    sizes = {"data": 1, "fsdp": fsdp, "tensor": 1, "context": context}
     return Mock(spec=Mesh, shape=sizes, devices=np.array([SimpleNamespace(platform="tpu")]))
 
 
@@ -277,13 +277,16 @@ def test_contexts_share_a_row_where_it_pays():
 
     cpu = tiny.one_device()
     # A long prompt, short problems and answers: nearly all of each row is the same.
-    assert contexts_per_row(samples(512, 40), 1, 600, 16, 576, tpu()) == 8
+    assert contexts_per_row(samples(512, 40), 1, 600, 16, 576, tpu(), 64) == 8
     # Where attention computes what its mask hides, fewer of them.
-    assert contexts_per_row(samples(512, 40), 1, 900, 16, 576, tpu()) == 8
-    assert contexts_per_row(samples(512, 40), 1, 900, 16, 576, cpu) == 4
-    assert contexts_per_row(samples(512, 40), 1, 4096, 8192, 4096, tpu()) == 1  # saves 2 %
-    assert contexts_per_row(samples(0, 40), 1, 600, 16, 576, tpu()) == 1
-    assert contexts_per_row(samples(512, 40)[:1], 1, 600, 16, 576, tpu()) == 1
+    assert contexts_per_row(samples(512, 40), 1, 900, 16, 576, tpu(), 64) == 8
+    assert contexts_per_row(samples(512, 40), 1, 900, 16, 576, cpu, 64) == 4
+    assert contexts_per_row(samples(512, 40), 1, 4096, 8192, 4096, tpu(), 64) == 1  # saves 2 %
+    assert contexts_per_row(samples(512, 40), 1, 600, 16, 576, tpu(), 5) == 4  # of 5 at most
+    # Every shard keeps a row.
+    assert contexts_per_row(samples(512, 40), 1, 600, 16, 576, tpu(fsdp=4), 64) == 2
+    assert contexts_per_row(samples(0, 40), 1, 600, 16, 576, tpu(), 64) == 1
+    assert contexts_per_row(samples(512, 40)[:1], 1, 600, 16, 576, tpu(), 64) == 1
 
 
 @given(st.integers(1, 64), st.integers(1, 300), st.integers(1, 300), st.integers(1, 4096))

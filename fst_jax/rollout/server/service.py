@@ -274,11 +274,13 @@ class Service:
         while True:
             asleep = self.held or not self.pending
             try:
-                self._commands.get(block=asleep)()
-                continue
+                command = self._commands.get(block=asleep)
             except queue.Empty:
-                pass
+                command = None
             try:
+                if command:
+                    command()
+                    continue
                 for sample in self._batcher.advance(_STEPS):
                     self._deliver(sample)
             except Exception as error:  # out of memory, above all
