@@ -58,8 +58,8 @@ class Server(uvicorn.Server):
             # The engine's thread may be inside a program, which nothing can interrupt.
             print(f"stopped; {self._service.open} answers were cut off", flush=True)
             os._exit(128 + sig)
-        print("finishing what is under way; the same signal again stops at once", flush=True)
         self._service.close()
+        print("finishing what is under way; the same signal again stops at once", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         if self._service.closing and self._service.open == 0:
