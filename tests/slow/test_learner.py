@@ -19,6 +19,7 @@ from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import recipe
 from fst_jax.slow.optimizer import learning_rate
 from fst_jax.slow.packing import Batch, Sample, pack, pack_together, split_problems
+from fst_jax.state import Checkpoints
 from tests.slow import tiny
 
 SAMPLES = tiny.make_samples()
@@ -375,22 +376,32 @@ def test_k3_plus_has_the_loss_of_k3_and_the_gradient_of_k2():
     assert_same((0.0, found["k3+"][1]), (0.0, found["k2"][1]))
 
 
-def test_a_refreshed_reference_is_kept_and_comes_back():
-    learner = make_learner(PARAMS, several(reference_refresh=2))
+@pytest.mark.parametrize("place", ["copy", "offload"])
+def test_a_refreshed_reference_is_kept_and_comes_back(place, tmp_path):
+    learner = make_learner(PARAMS, several(reference_refresh=2, reference=place))
     (batch,) = parts_of(SAMPLES, learner.settings)
     base = learner.reference
     assert learner.step(batch)["kl_k2"] > 1e-3
     before = host(learner.params)
     learner.refresh_reference()
-    saved = copy_of(learner)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, learner.saved, {})
+    checkpoints.wait()
     assert learner.step(batch)["kl_k2"] == pytest.approx(0, abs=1e-9)
     jax.tree.map(np.testing.assert_array_equal, host(base), host(BASE))  # drift's, still there
     after = host(learner.state)
-    learner.restore(saved)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner.saved
+    )
+    saved = checkpoints.restore(like)
+    checkpoints.close()
+    assert saved is not None
+    learner.restore(saved.arrays)
     jax.tree.map(np.testing.assert_array_equal, host(learner.reference), before)
     jax.tree.map(np.testing.assert_array_equal, host(learner.params), before)
     learner.step(batch)
     jax.tree.map(np.testing.assert_array_equal, host(learner.state), after)
+    assert learner._train_step._cache_size() == 1
 
 
 def test_a_reference_that_stays_the_base_is_not_saved(fresh):

@@ -75,6 +75,19 @@ def test_lora_starts_at_the_base_and_moves_adapters_alone(adapting):
     assert adapting._train_step._cache_size() == 1
 
 
+def test_several_updates_and_the_kl_in_the_reward_know_the_adapters():
+    """Ratios before the first update are to θ0 with its adapters, and so is a rollout's KL."""
+    learner = with_weight(make_learner(dataclasses.replace(LORA, objective="grpo", epochs=2)))
+    whole = make_learner(SETTINGS)
+    whole.state = whole.state._replace(params=learner.params)
+    found, wanted = (each.log_ratios(make_batch()) for each in (learner, whole))
+    assert np.ptp(wanted) > 0.1
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    first, second = learner.step(make_batch()), whole.step(make_batch())
+    assert first["mismatch_k3"] == pytest.approx(second["mismatch_k3"], rel=1e-3)
+    assert first["flops"] / second["flops"] == pytest.approx((2 * 6 + 2) / 8)
+
+
 def test_the_optimiser_knows_adapters_alone(adapting):
     trained = sum(x.size for x in host(adapting.state.params))
     assert sum(x.size for x in host(adapting.state.optimizer)) == 2 * trained + 2  # and two counts
