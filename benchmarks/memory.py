@@ -28,7 +28,7 @@ from fst_jax.plan import devices
 from fst_jax.slow.learner import LearnerState, jitted_step, state_shardings
 from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import Sample, pack
-from fst_jax.slow.policy import starting_point
+from fst_jax.slow.policy import starting_shapes
 
 MIB = 2**20
 CONTEXT = 64
@@ -54,9 +54,7 @@ def measure(
         Decoder, config, dtype=dtype, param_dtype=frozen_dtype, remat=remat, platform=platform
     )
     graphdef, params = nnx.split(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))))
-    trained, frozen = jax.eval_shape(
-        lambda params: starting_point(params, settings, jax.random.key(0)), params
-    )
+    trained, frozen = starting_shapes(params, settings)
     optimizer = jax.eval_shape(make_optimizer(settings).init, trained)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     placed = state_shardings(trained, settings, mesh)

@@ -7,13 +7,13 @@ import jax
 from fst_jax.config import Config
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import abstract_params
-from fst_jax.parts import Inputs
+from fst_jax.parts import Inputs, held_dtype
 from fst_jax.settings import to_yaml
 from fst_jax.shapes import bucket
 from fst_jax.slow.importance import ratio_to
 from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import completions_per_row, row_bucket
-from fst_jax.slow.policy import starting_point
+from fst_jax.slow.policy import starting_shapes
 
 FLOAT32 = 4
 
@@ -75,10 +75,7 @@ def describe(config: Config, inputs: Inputs) -> str:
 def _learner_bytes(config: Config, model: ModelConfig) -> dict[str, int]:
     """What the learner holds, in bytes; an offloaded reference is not among it."""
     slow = config.slow
-    params = abstract_params(model, config.model.dtype if slow.lora_rank else "float32")
-    trained, frozen = jax.eval_shape(
-        lambda params: starting_point(params, slow, jax.random.key(0)), params
-    )
+    trained, frozen = starting_shapes(abstract_params(model, held_dtype(config)), slow)
     optimizer = jax.eval_shape(make_optimizer(slow).init, trained)
     if slow.lora_rank:
         held = {"frozen base": frozen, "adapters": trained, "weights merged for sampling": frozen}

@@ -129,23 +129,26 @@ def architecture(config: Config, folder: Path) -> ModelConfig:
             f"rollout.max_prompt_tokens + rollout.max_new_tokens = {total} exceed the context of "
             f"{folder.name}, {model.max_position_embeddings} tokens: lower one of them"
         )
-    if config.slow.enabled and config.slow.lora_rank:
+    if config.slow.trains_adapters:
         chosen(abstract_params(model), config.slow.lora_layers)
     return model
 
 
-def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> Decoder:
-    """The decoder with its parameters placed on the mesh by their rules, in float32.
+def held_dtype(config: Config) -> Any:
+    """Of the decoder's parameters: float32, but the compute dtype where LoRA freezes them."""
+    return jnp.dtype(config.model.dtype if config.slow.trains_adapters else "float32")
 
-    Those that LoRA freezes are held in the compute dtype.  `folder` names other weights of the same
+
+def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> Decoder:
+    """The decoder with its parameters placed on the mesh by their rules, of `held_dtype`.
+
+    `folder` names other weights of the same
     architecture: a run's export.
     """
-    dtype = jnp.dtype(config.model.dtype)
-    frozen = config.slow.enabled and config.slow.lora_rank > 0
     return load_model(
         folder or resolve(config.model.path),
-        dtype=dtype,
-        param_dtype=dtype if frozen else jnp.float32,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=held_dtype(config),
         remat=config.model.remat,
         place=placer(inputs.mesh),
     )

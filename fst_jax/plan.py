@@ -31,11 +31,11 @@ from fst_jax.planning.programs import (
     full_batch,
     per_chip,
     sampler_programs,
-    starting_shapes,
     train_program,
 )
 from fst_jax.planning.report import Planned, Report, planned
 from fst_jax.settings import command, load
+from fst_jax.slow.policy import starting_shapes
 
 TPUS = ("v4", "v5e", "v5p", "v6e")
 # What libtpu otherwise asks a TPU machine's metadata server for.
@@ -96,7 +96,7 @@ def plan(config: Config, topology: str) -> Report:
         learner.append(train_program(config, model, batch, mesh))
         pairs = computed_pairs(batch, mesh)
         density = pairs / batch.tokens.shape[2] ** 2
-        adapters = starting_shapes(config, model)[0] if config.slow.lora_rank else None
+        adapters = starting_shapes(model.params, config.slow)[0] if config.slow.lora_rank else None
         flops = step_flops(model.config, batch, config.model.remat, pairs, adapters)
     sampler = sampler_programs(config, model, mesh) if config.rollout.engine == "local" else []
 

@@ -20,6 +20,7 @@ import yaml
 
 from fst_jax import plain_yaml, schema
 from fst_jax.config import Config
+from fst_jax.consistency import problems_found
 from fst_jax.errors import ConfigError, UserError
 from fst_jax.plain_yaml import BadYaml
 
@@ -141,7 +142,7 @@ class _Reader:
           ConfigError: with all problems.
         """
         config = schema.build(self.values)
-        for key, message in config.problems_found():
+        for key, message in problems_found(config):
             # A consequence of a value that is already complained of is no problem of its own.
             if not any(suspect in f"{key} {message}".split() for suspect in self.suspects):
                 self.problems.append(f"{self.places.get(key, 'default')}: {key}: {message}")

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fst_jax.models.config import ModelConfig
+from fst_jax.tasks.task import Score
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -143,3 +144,18 @@ def tiny_model_folder(
     generation = {"eos_token_id": [2], "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+class Echo:
+    """A task without problems, which rewards what a problem's data say."""
+
+    name, seed_prompt = "echo", "Answer."
+
+    def problems(self, split):
+        return []
+
+    def render(self, problem):
+        return [{"role": "user", "content": problem.question}]
+
+    def score(self, problem, text):
+        return Score(problem.data["reward"], text, "any")

@@ -26,11 +26,11 @@ from fst_jax.planning.programs import (
     memory_needed,
     per_chip,
     sampler_programs,
-    starting_shapes,
     train_program,
 )
 from fst_jax.planning.report import Planned, Report, planned
 from fst_jax.settings import load, load_file
+from fst_jax.slow.policy import starting_shapes
 from tests.helpers import tiny_model_folder
 from tests.slow.tiny import one_device
 
@@ -95,7 +95,7 @@ def step_of(config: Config) -> tuple[Report, jax.stages.Compiled]:
     model = Model.of(config, architecture, mesh)
     batch = full_batch(config, architecture.hidden_size, mesh)
     lowered = train_program(config, model, batch, mesh)
-    adapters = starting_shapes(config, model)[0] if config.slow.lora_rank else None
+    adapters = starting_shapes(model.params, config.slow)[0] if config.slow.lora_rank else None
     pairs = computed_pairs(batch, mesh)
     flops = step_flops(architecture, batch, config.model.remat, pairs, adapters)
     step = planned(compiled(lowered), {}, mesh)

@@ -51,11 +51,6 @@ def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -
     )
 
 
-def parameter_path(keys: tuple[Any, ...]) -> str:
-    """`layers/mlp/gate/kernel` for the key path that `jax.tree_util` gives a parameter."""
-    return "/".join(str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey))
-
-
 def _in_parts(x: Float[Array, "... I"], kernel: Float[Array, "I O"]) -> Float[Array, "... O"]:
     """x @ kernel for the CPU: in parts of the inner axis, with the batch axes merged.
 

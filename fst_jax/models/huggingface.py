@@ -19,10 +19,11 @@ from jax.typing import DTypeLike
 from fst_jax.config import Remat
 from fst_jax.errors import ModelError
 from fst_jax.models.config import ModelConfig
-from fst_jax.models.decoder import Decoder, parameter_path
+from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import copy_companions, load_config, publish, read_config_file
 from fst_jax.models.shards import TensorFolder, write_shards
 from fst_jax.parallel.distributed import is_main, whole
+from fst_jax.parallel.sharding import path_of
 
 _HEAD = "lm_head.weight"
 _MODULES = {
@@ -75,7 +76,7 @@ def load_model(
         check_tensors(folder, config, tensors.shapes)
 
         def load(keys: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-            path = parameter_path(keys)
+            path = path_of(keys)
             value = _assemble(path, leaf.shape, tensors, param_dtype)
             return jnp.asarray(value) if place is None else place(path, value)
 
@@ -88,7 +89,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     shapes: dict[str, tuple[int, ...]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
-        path = parameter_path(keys)
+        path = path_of(keys)
         part = leaf.shape[1:] if path.startswith("layers/") else leaf.shape
         part = part[::-1] if path.endswith("/kernel") else part
         shapes |= dict.fromkeys(tensor_names(path, leaf.shape), part)
@@ -160,7 +161,7 @@ def save_model(
     folder, source = Path(folder), Path(source_folder)
     parts: dict[str, tuple[str, jax.Array, int | None]] = {}
     for keys, value in jax.tree_util.tree_leaves_with_path(params):
-        path = parameter_path(keys)
+        path = path_of(keys)
         names = tensor_names(path, value.shape)
         for i, name in enumerate(names):
             parts[name] = (path, value, i if path.startswith("layers/") else None)

@@ -20,7 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fst_jax.errors import ConfigError
-from fst_jax.models.decoder import Decoder, parameter_path
+from fst_jax.models.decoder import Decoder
+from fst_jax.parallel.sharding import path_of
 
 
 class LowRank(NamedTuple):
@@ -49,7 +50,7 @@ class Adapter(nnx.Module):
 def linear_layers(params: Any) -> dict[str, tuple[int, ...]]:
     """Path and kernel shape, [L, in, out] or [in, out], of every linear layer of a decoder."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    paths = {parameter_path(keys): leaf.shape for keys, leaf in leaves}
+    paths = {path_of(keys): leaf.shape for keys, leaf in leaves}
     return {path[: -len("/kernel")]: s for path, s in paths.items() if path.endswith("/kernel")}
 
 
@@ -97,7 +98,7 @@ def merged(params: Any, adapters: Adapters, scale: float) -> Any:
     """
 
     def add(keys: tuple, kernel: Array) -> Array:
-        factors = adapters.get(parameter_path(keys).removesuffix("/kernel"))
+        factors = adapters.get(path_of(keys).removesuffix("/kernel"))
         if factors is None:
             return kernel
         product = jnp.matmul(*factors, preferred_element_type=jnp.float32)

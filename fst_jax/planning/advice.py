@@ -5,8 +5,9 @@ import math
 from jax.sharding import Mesh
 
 from fst_jax.config import Config
+from fst_jax.parallel.chips import GIB
 from fst_jax.parallel.sharding import ROWS, shards
-from fst_jax.planning.report import GIB, Planned, memory_limit
+from fst_jax.planning.report import Planned, memory_limit
 from fst_jax.slow.packing import Batch
 
 _SHARE = 0.1  # of the limit, below which a part is not worth a line

@@ -23,6 +23,7 @@ from fst_jax.config import Config
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.sharding import ROWS, batch_shardings, shardings, shards
+from fst_jax.parts import held_dtype
 from fst_jax.rollout.batching import CHUNK, largest_grids
 from fst_jax.rollout.slots import programs
 from fst_jax.slow.learner import (
@@ -33,7 +34,7 @@ from fst_jax.slow.learner import (
 )
 from fst_jax.slow.optimizer import make_optimizer
 from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
-from fst_jax.slow.policy import starting_point
+from fst_jax.slow.policy import starting_shapes
 
 STOP_IDS = 4  # a bucket of the engine's; models have one to three
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -150,7 +151,7 @@ def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
 def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Lowered:
     """The learner's step over a batch, of which only the shapes count."""
     settings = config.slow
-    trained, frozen = starting_shapes(config, model)
+    trained, frozen = starting_shapes(model.params, settings)
     placed = state_shardings(trained, settings, mesh)
     optimizer = jax.eval_shape(make_optimizer(settings).init, trained)
     count = jax.ShapeDtypeStruct((), jnp.int32)
@@ -179,19 +180,6 @@ def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Low
     )
 
 
-def held_dtype(config: Config) -> Any:
-    """Of the parameters: float32, but where adapters are trained in their place."""
-    adapted = config.slow.enabled and config.slow.lora_rank > 0
-    return jnp.dtype(config.model.dtype) if adapted else jnp.dtype(jnp.float32)
-
-
-def starting_shapes(config: Config, model: Model) -> tuple[Any, Any]:
-    """What is trained, and what is frozen beside it."""
-    return jax.eval_shape(
-        lambda params: starting_point(params, config.slow, jax.random.key(0)), model.params
-    )
-
-
 def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
     """Bytes that a micro-batch's forward pass keeps for its backward pass, on one chip.
 
@@ -213,7 +201,7 @@ def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
         return jax.vjp(loss, trained, has_aux=True)[1]
 
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-    jaxpr = jax.make_jaxpr(forward)(*starting_shapes(config, model), rows).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(*starting_shapes(model.params, config.slow), rows).jaxpr
     given = set(jaxpr.invars) | set(jaxpr.constvars)
     kept = {var for var in jaxpr.outvars if isinstance(var, Var) and var not in given}
     avals: list[Any] = [var.aval for var in kept]
@@ -233,7 +221,7 @@ def sampler_programs(config: Config, model: Model, mesh: Mesh) -> list[Lowered]:
     own = programs(model.graphdef, model.config, dtype, mesh)
     contexts, slots = map(per_chip, own.shapes(grid))
     # A copy in the compute dtype, or of merged adapters; else the learner's own.
-    copied = dtype != jnp.float32 or (config.slow.enabled and config.slow.lora_rank > 0)
+    copied = dtype != jnp.float32 or config.slow.trains_adapters
     weights = {"sampler" if copied else "parameters": per_chip(params)}
     copy = weights.get("sampler", 0)
     arguments = {

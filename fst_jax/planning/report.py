@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from fst_jax.parallel.chips import Chip, chip_of, links
+from fst_jax.parallel.chips import GIB, Chip, chip_of, links
 from fst_jax.planning.cost import Cost, cost_of
 from fst_jax.planning.flops import StepFlops
 from fst_jax.planning.hlo import parse
 from fst_jax.planning.programs import Compiled
 
-GIB = 2**30
 KINDS = ("parameters", "optimizer", "reference", "activations", "temporaries", "batch", "sampler")
 
 

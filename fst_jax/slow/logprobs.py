@@ -61,6 +61,13 @@ def score_tokens(model: Decoder, rows: Batch, head_chunk: int, mesh: Mesh) -> To
     return TokenScores(*in_chunks(per_token, tokens, head_chunk, mesh))
 
 
+def batch_logprobs(
+    model: Decoder, batch: Batch, head_chunk: int, mesh: Mesh
+) -> Float[Array, "M R C"]:
+    """The `logprob` of `score_tokens` for all micro-batches."""
+    return jax.lax.map(lambda rows: score_tokens(model, rows, head_chunk, mesh).logprob, batch)
+
+
 def mean_gap(params: Any, batch: Batch, *, graphdef: Any, mesh: Mesh, head_chunk: int) -> float:
     """Mean |behaviour log-probability - log-probability under `params`| over a batch, in nats."""
     placed = put(batch, batch_shardings(batch, mesh))

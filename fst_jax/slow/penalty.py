@@ -21,7 +21,7 @@ from jaxtyping import Float
 from fst_jax.config import SlowSettings
 from fst_jax.parallel.sharding import batch_shardings, put, replicated
 from fst_jax.slow import kl
-from fst_jax.slow.logprobs import score_tokens
+from fst_jax.slow.logprobs import batch_logprobs
 from fst_jax.slow.packing import Batch
 from fst_jax.slow.policy import policy, reference_logprobs
 
@@ -43,8 +43,6 @@ def _log_ratios(
     trained: Any, frozen: Any, batch: Batch, graphdef: Any, settings: SlowSettings, mesh: Mesh
 ) -> Float[Array, "M R C"]:
     model = policy(trained, frozen, graphdef, settings)
-    own = jax.lax.map(
-        lambda rows: score_tokens(model, rows, settings.head_chunk, mesh).logprob, batch
-    )
+    own = batch_logprobs(model, batch, settings.head_chunk, mesh)
     other = reference_logprobs(frozen, batch, graphdef, settings, mesh)
     return jax.lax.with_sharding_constraint(kl.estimators(own, other)["k1"], replicated(mesh))

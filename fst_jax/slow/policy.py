@@ -19,7 +19,7 @@ from fst_jax.config import SlowSettings
 from fst_jax.models import lora
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.sharding import on_devices
-from fst_jax.slow.logprobs import score_tokens
+from fst_jax.slow.logprobs import batch_logprobs
 from fst_jax.slow.packing import Batch
 
 
@@ -38,9 +38,7 @@ def reference_logprobs(
     A pass of its own, before any gradient: an offloaded reference is on the devices no longer.
     """
     reference = nnx.merge(graphdef, on_devices(frozen))
-    return jax.lax.map(
-        lambda rows: score_tokens(reference, rows, settings.head_chunk, mesh).logprob, batch
-    )
+    return batch_logprobs(reference, batch, settings.head_chunk, mesh)
 
 
 def starting_point(params: Any, settings: SlowSettings, key: Array) -> tuple[Any, Any]:
@@ -49,6 +47,11 @@ def starting_point(params: Any, settings: SlowSettings, key: Array) -> tuple[Any
         rank, layers = settings.lora_rank, settings.lora_layers
         return lora.starting_adapters(params, layers, rank, key), params
     return params, jax.tree.map(jnp.copy, params)
+
+
+def starting_shapes(params: Any, settings: SlowSettings) -> tuple[Any, Any]:
+    """The shapes of (trained, frozen); `params` may be shapes alone."""
+    return jax.eval_shape(lambda held: starting_point(held, settings, jax.random.key(0)), params)
 
 
 def whole_weights(trained: Any, frozen: Any, settings: SlowSettings) -> Any:

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from optax.contrib import MuonDimensionNumbers, muon
 
-from fst_jax.models.decoder import Decoder, parameter_path
-from fst_jax.parallel.sharding import batch_shardings, put, replicated, shardings
+from fst_jax.models.decoder import Decoder
+from fst_jax.parallel.sharding import batch_shardings, path_of, put, replicated, shardings
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.packing import Batch
 
@@ -52,7 +52,7 @@ def _matrices(params: Any) -> Any:
     """Which axes of each parameter make a matrix; None for those that are none."""
 
     def axes(keys: tuple, _: Any) -> MuonDimensionNumbers | None:
-        path = parameter_path(keys)
+        path = path_of(keys)
         if not path.endswith("/kernel") or path.startswith("head"):
             return None
         return MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))

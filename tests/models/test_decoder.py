@@ -13,9 +13,10 @@ from flax import nnx
 from fst_jax.config import Remat
 from fst_jax.models.attention import attention
 from fst_jax.models.config import ModelConfig
-from fst_jax.models.decoder import Decoder, Linear, parameter_path
+from fst_jax.models.decoder import Decoder, Linear
 from fst_jax.models.huggingface import load_model
 from fst_jax.models.rope import inverse_frequencies
+from fst_jax.parallel.sharding import path_of
 from tests.helpers import random_tensors, tiny_config, tiny_model_folder
 
 VARIANTS = {
@@ -169,8 +170,7 @@ def test_one_state_of_stacked_parameters_at_readable_paths():
     config = ModelConfig.from_hf(hf)
     _, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     shapes = {
-        parameter_path(keys): leaf.shape
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+        path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     linears = {"attention/query": (32, 32), "attention/key": (32, 16), "attention/value": (32, 16),
                "attention/output": (32, 32), "mlp/gate": (32, 64), "mlp/up": (32, 64),

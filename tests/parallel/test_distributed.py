@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fst_jax.config import Config, ParallelSettings
+from fst_jax.config import ParallelSettings
 from fst_jax.errors import ConfigError, RunError, TaskError
 from fst_jax.parallel.distributed import agreed, any_of, is_main, start, whole
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import put
+from fst_jax.settings import load
 from tests.processes import call, free_port, run_together
 from tests.tiny_run import arguments, events
 
@@ -67,8 +68,9 @@ def test_processes_that_do_not_come_are_an_error():
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict, said: str):
+    given = [text for key, value in settings.items() for text in (f"--parallel.{key}", str(value))]
     with pytest.raises(ConfigError, match=said):
-        Config(parallel=ParallelSettings(**settings)).validate()
+        load(given, "train", "")
 
 
 @pytest.mark.slow

@@ -8,21 +8,8 @@ from fst_jax.errors import ConfigError, TaskError
 from fst_jax.models.folder import load_tokenizer
 from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.exam import Exam
-from fst_jax.tasks.task import Problem, Score
-from tests.helpers import tiny_model_folder
-
-
-class Echo:
-    name, seed_prompt = "echo", "Answer."
-
-    def problems(self, split):
-        return []
-
-    def render(self, problem):
-        return [{"role": "user", "content": problem.question}]
-
-    def score(self, problem, text):
-        return Score(1.0, "Advice.", "any")
+from fst_jax.tasks.task import Problem
+from tests.helpers import Echo, tiny_model_folder
 
 
 @pytest.fixture(scope="module")

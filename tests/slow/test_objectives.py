@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_jax.config import UNCLIPPED, Objective, SlowSettings
+from fst_jax.config import Objective, SlowSettings
+from fst_jax.consistency import UNCLIPPED
 from fst_jax.slow.objectives import RECIPES, cispo, completion_mean, policy_loss, ppo_clip, recipe
 from fst_jax.slow.packing import Batch, Sample, pack
 

@@ -7,22 +7,8 @@ import pytest
 
 from fst_jax.errors import TaskError
 from fst_jax.tasks.judge import judge, judge_all
-from fst_jax.tasks.task import Problem, Score
-
-
-class Echo:
-    """Rewards what the problem's data say."""
-
-    name, seed_prompt = "echo", "Answer."
-
-    def problems(self, split):
-        return []
-
-    def render(self, problem):
-        return [{"role": "user", "content": problem.question}]
-
-    def score(self, problem, text):
-        return Score(problem.data["reward"], text, "any")
+from fst_jax.tasks.task import Problem
+from tests.helpers import Echo
 
 
 @pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan")])
