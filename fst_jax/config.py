@@ -204,8 +204,9 @@ class SlowSettings:
     )
     head_chunk: int = setting(
         1024,
-        "Completion tokens per chunk of the vocabulary head: memory is two to four arrays of chunk "
-        "× vocabulary (ours: of 0.6 GiB with 150,000 tokens).",
+        "Completion tokens per chunk of the vocabulary head, over all devices together: memory is "
+        "two to four arrays of chunk × vocabulary, split among them (ours: of 0.6 GiB with 150,000 "
+        "tokens).",
     )
     reference: Literal["copy", "offload"] = setting(
         "copy",

@@ -197,7 +197,7 @@ def test_useful_flops_are_those_of_what_is_seen(config):
 def step_like(config: Config, mesh, lowered, **hbm: float) -> Planned:
     """A train step that was refused, of so many GiB."""
     sizes = dict.fromkeys(report.KINDS, 0) | {kind: int(x * GIB) for kind, x in hbm.items()}
-    return Planned(report.Compiled(lowered, 1.0, 0, 0, 0, 0, None), sizes, None, None)
+    return Planned(report.Compiled(lowered, 1.0, 0, 0, None), sizes, None, None)
 
 
 @pytest.fixture

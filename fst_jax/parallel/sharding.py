@@ -50,8 +50,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # Of optimisers: Muon's constants, and Adafactor's means over rows and columns, which are so
     # much smaller than their matrices that every device holds them
     (r"ns_coeffs", PartitionSpec(None)),
-    (r"v_(row|col)/layers/.+/kernel", PartitionSpec(None, None)),
-    (r"v_(row|col)/(embedding|head/kernel)", PartitionSpec(None)),
+    (r"v_(row|col)/layers/.+/(kernel|a|b)", PartitionSpec(None, None)),
+    (r"v_(row|col)/(embedding|head/(kernel|a|b))", PartitionSpec(None)),
     # Micro-batches [M, R, tokens or targets], and what is computed of one
     (r"batch/\w+", PartitionSpec(None, ROWS, "context")),
     (r"activations/(tokens|targets)", PartitionSpec(ROWS, "context")),

@@ -60,15 +60,9 @@ class Compiled:
 
     lowered: Lowered
     seconds: float
-    arguments: int  # bytes of one chip, as are all below
-    outputs: int  # that do not take the place of arguments
-    temporaries: int
-    code: int
+    arguments: int  # bytes of one chip, as is all below
+    peak: int  # of its memory at the worst moment: arguments, outputs, temporaries and code
     text: str | None  # None if the compiler gave up for want of memory
-
-    @property
-    def peak(self) -> int:
-        return self.arguments + self.outputs + self.temporaries + self.code
 
 
 def compiled(lowered: Lowered) -> Compiled:
@@ -80,18 +74,13 @@ def compiled(lowered: Lowered) -> Compiled:
         needed = memory_needed(str(error), sum(lowered.arguments.values()))
         if needed is None:
             raise
-        seconds = time.monotonic() - start
-        return Compiled(lowered, seconds, sum(lowered.arguments.values()), 0, needed, 0, None)
+        arguments = sum(lowered.arguments.values())
+        return Compiled(lowered, time.monotonic() - start, arguments, arguments + needed, None)
     memory = done.memory_analysis()
-    return Compiled(
-        lowered,
-        time.monotonic() - start,
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.generated_code_size_in_bytes,
-        done.as_text(),
-    )
+    # Not `temp_size_in_bytes`, which adds up buffers that take turns in the same memory.
+    peak = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    seconds = time.monotonic() - start
+    return Compiled(lowered, seconds, memory.argument_size_in_bytes, peak, done.as_text())
 
 
 def memory_needed(message: str, arguments: int) -> int | None:

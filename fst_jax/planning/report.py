@@ -76,7 +76,7 @@ def planned(
     for kind, size in lowered.beside.items():
         hbm[kind] += size
     rest = compiled.peak - sum(lowered.arguments.values())
-    hbm["activations"] = min(lowered.activations, compiled.temporaries)
+    hbm["activations"] = min(lowered.activations, rest)
     hbm["temporaries"] = rest - hbm["activations"]
     if compiled.text is None:
         return Planned(compiled, hbm, None, None)

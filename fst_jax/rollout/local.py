@@ -1,7 +1,7 @@
 """The engine that samples in the learner's own process and on its mesh.
 
-Weights are shared with the learner, not copied: a sync is an assignment (and a
-cast, where the compute dtype is not float32).
+Weights are shared with the learner, not copied: a sync is an assignment.  Where the learner's are
+of another dtype than the computation, they are cast, into the memory of those cast before.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 
 from fst_jax.models.decoder import Decoder
 from fst_jax.rollout.batching import Batcher, Sample
-from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits
+from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
 
 
-@partial(jax.jit, static_argnames="dtype")
-def _cast(params: Any, dtype: np.dtype) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+@partial(jax.jit, donate_argnums=1, keep_unused=True)
+def _cast(params: Any, old: Any) -> Any:
+    """`params` in the dtypes of `old`, whose memory they take."""
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), params, old)
 
 
 class LocalEngine:
@@ -34,6 +35,8 @@ class LocalEngine:
         self.batcher = Batcher(model, mesh, batch_size)
         self._max_context = model.config.max_position_embeddings
         self._dtype = model.dtype
+        self._source: Any = None  # what `_copy` was cast from
+        self._copy: Any = None
         self.update_weights(self.batcher.params, version=0)
 
     @property
@@ -42,8 +45,16 @@ class LocalEngine:
 
     def update_weights(self, params: Any, version: int) -> None:
         """Sample from `params` from now on (device arrays, not copied)."""
-        same = all(x.dtype == self._dtype for x in jax.tree.leaves(params))
-        self.batcher.set_weights(params if same else _cast(params, self._dtype), version)
+        if any(x.dtype != self._dtype for x in jax.tree.leaves(params)):
+            params = self._in_compute_dtype(params)
+        self.batcher.set_weights(params, version)
+
+    def _in_compute_dtype(self, params: Any) -> Any:
+        if self._copy is None:
+            self._copy = jax.tree.map(lambda x: x.astype(self._dtype), params)
+        if not same_arrays(self._source, params):
+            self._source, self._copy = params, _cast(params, self._copy)
+        return self._copy
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Sample every request; all of them share the slots.

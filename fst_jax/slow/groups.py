@@ -68,8 +68,10 @@ def unlabelled(context_ids: tuple[int, ...], completion: Completion) -> Sample:
 
 
 def group_metrics(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
-    """Reward statistics of a step; `zero_variance_groups` counts problems that teach nothing.
+    """Reward statistics of a step.
 
+    `zero_variance_groups` counts problems whose rollouts all earn the same: with the baselines
+    `problem` and `prompt` they teach nothing.
     `reward_std_within_prompt` is the mean standard deviation of the rollouts of
     a (problem, prompt) pair, `reward_std_across_prompts` that of the prompts'
     mean rewards on a problem.  `categories` counts the outcomes, time-outs among them.

@@ -197,20 +197,29 @@ class Learner:
             partial(importance.against_params, graphdef=graphdef, settings=settings, mesh=mesh)
         )
         self._whole_weights = jax.jit(
-            partial(whole_weights, settings=settings), out_shardings=shardings(frozen, mesh)
+            lambda trained, frozen, _: whole_weights(trained, frozen, settings),
+            out_shardings=shardings(frozen, mesh),
+            donate_argnums=2,  # the weights that were merged before make room for these
+            keep_unused=True,
         )
-        self._merged: tuple[Params, Params] | None = None  # adapters, and the weights they make
+        self._merged: tuple[Any, Params] | None = None  # adapters, and the weights they make
 
     @property
     def params(self) -> Params:
-        """θ now, as weights of the whole model.  The next `step` donates them, unless merged."""
+        """θ now, as weights of the whole model.
+
+        They last until the next `step`, which donates them; merged ones, until the weights that a
+        step makes are asked for.
+        """
         if not self.settings.lora_rank:
             return self.state.params
-        if self._merged is None or self._merged[0] is not self.state.params:
-            self._merged = None  # before there is another copy
-            merged = self._whole_weights(self.state.params, self._frozen)
+        if self._merged is None:
+            self._merged = (None, jax.tree.map(jnp.copy, self._frozen))
+        adapters, merged = self._merged
+        if adapters is not self.state.params:
+            merged = self._whole_weights(self.state.params, self._frozen, merged)
             self._merged = (self.state.params, merged)
-        return self._merged[1]
+        return merged
 
     @property
     def adapters(self) -> Adapters | None:

@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,15 @@ def serving(model: Path, *more: object, port: int = 0) -> Iterator[Served]:
     finally:
         process.kill()
         process.wait()
+
+
+def wait_until(client: httpx.Client, running: int, waiting: int = 0) -> None:
+    for _ in range(600):
+        (state,) = client.get("/server_info").json()["internal_states"]
+        if (state["running"], state["waiting"]) == (running, waiting):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"never {running} running and {waiting} waiting: {state}")
 
 
 def _from_wheel(name: str) -> bytes:

@@ -84,6 +84,21 @@ def test_the_learner_finds_the_samplers_logprobs(family):
     assert learner_gap(family, requests()).max() < 1e-4
 
 
+def test_cast_weights_take_the_place_of_those_cast_before():
+    low = engine_of(dtype="bfloat16")
+    (first, *_) = jax.tree.leaves(low.batcher.params)
+    assert first.dtype == jnp.bfloat16
+    other = jax.tree.map(lambda x: 1.5 * x, WEIGHTS)
+    low.update_weights(other, version=1)
+    assert first.is_deleted()
+    wanted = jax.tree.map(lambda x: x.astype(jnp.bfloat16), other)
+    jax.tree.map(np.testing.assert_array_equal, low.batcher.params, wanted)
+    held = low.batcher.params
+    low.update_weights(other, version=2)  # the same arrays
+    assert low.batcher.params is held and low.batcher.version == 2
+    low.generate(requests())
+
+
 def test_completions_end_as_they_say(engine):
     """Logprobs by the float64 model; a stop id ends a completion and is part of it."""
     asked = requests()

@@ -11,6 +11,7 @@ from flax import nnx
 from fst_jax.config import ParallelSettings, SlowSettings
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import abstract_params
+from fst_jax.models.lora import starting_adapters
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import path_of, shardings
 from fst_jax.slow.optimizer import make_optimizer
@@ -112,6 +113,16 @@ def factored_states_are_split() -> None:
 
 def test_every_state_has_a_sharding(on_devices):
     on_devices(factored_states_are_split)
+
+
+def test_factored_states_of_wide_adapters_have_a_sharding():
+    params = abstract_params(CONFIG)
+    adapters = jax.eval_shape(lambda p: starting_adapters(p, "", 128, jax.random.key(0)), params)
+    state = jax.eval_shape(optimizer_of("adafactor").init, adapters)
+    factored = [path for path, x in leaves(state).items() if "v_row" in path and x.size > 1]
+    assert {path[-1] for path in factored} == {"a", "b"}
+    mesh = make_mesh(ParallelSettings(), jax.devices()[:1])
+    assert len(leaves(shardings(state, mesh))) == len(leaves(state))
 
 
 def test_unfactored_second_moments_are_split_as_their_parameters():

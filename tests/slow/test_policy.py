@@ -15,6 +15,7 @@ from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import on_devices, path_of, replicated
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.packing import pack
+from fst_jax.slow.policy import whole_weights
 from fst_jax.state import Checkpoints
 from tests.slow import tiny
 
@@ -201,6 +202,22 @@ def test_lora_over_a_bfloat16_base_keeps_float32_adapters():
     assert {x.dtype.name for x in jax.tree.leaves(learner.state.params)} == {"float32"}
     assert {x.dtype.name for x in jax.tree.leaves(learner.params)} == {"bfloat16"}
     assert {x.dtype.name for x in jax.tree.leaves(learner.reference)} == {"bfloat16"}
+
+
+def test_merged_weights_take_the_place_of_those_merged_before():
+    learner = make_learner(LORA)
+    with_weight(learner)
+    before = learner.params
+    assert learner.params is before
+    (old, *_), frozen = jax.tree.leaves(before), host(learner.reference)
+    learner.step(make_batch())
+    after = learner.params
+    assert old.is_deleted() and not any(x.is_deleted() for x in jax.tree.leaves(after))
+    wanted = whole_weights(learner.adapters, learner.reference, LORA)
+    for own, other in zip(host(after), host(wanted), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+    for own, other in zip(host(learner.reference), frozen, strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def two_steps(mesh: Mesh, settings: SlowSettings) -> tuple[list[dict], list[np.ndarray]]:

@@ -20,7 +20,8 @@ from fst_jax.rollout.server.service import Answer, Stream, Unavailable
 class UpdateWeights(msgspec.Struct):
     """The body of POST /update_weights_from_disk.
 
-    Fields that concern CUDA have no effect, nor has keep_pause, as in SGLang 0.5.23.
+    Fields that concern CUDA have no effect, nor have keep_pause (as in SGLang 0.5.23), is_async and
+    token_step.  Contexts of the old weights are forgotten whatever flush_cache says.
     """
 
     model_path: str

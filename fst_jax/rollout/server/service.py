@@ -18,7 +18,7 @@ import jax
 
 from fst_jax.rollout.batching import Batcher, Sample
 from fst_jax.rollout.server.metrics import Metrics
-from fst_jax.rollout.server.questions import Prompt
+from fst_jax.rollout.server.questions import BadRequest, Prompt
 
 T = TypeVar("T")
 PauseMode = Literal["abort", "retract", "in_place"]
@@ -131,8 +131,14 @@ class Service:
         """Whether so many samples may come.
 
         Raises:
+          BadRequest: they are more than may ever be here.
           Overloaded: too many wait already.
         """
+        if samples > self._limit:
+            raise BadRequest(
+                f"{samples} samples are asked for at once, and this server holds at most "
+                f"{self._limit}: send fewer at a time"
+            )
         if self._open + samples > self._limit:
             raise Overloaded(
                 f"{self._open} samples are under way or waiting, and {samples} more would exceed "
@@ -235,6 +241,8 @@ class Service:
 
     def release(self, tags: list[str]) -> None:
         """Give memory back, of "kv_cache", "weights" or both; samples wait until `resume`."""
+        if not tags:
+            return
         self._batcher.release()
         self._released |= set(tags)
         if "weights" in tags and self._params is None:

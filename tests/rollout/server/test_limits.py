@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.rollout.served import ROOT, serving
+from tests.rollout.served import ROOT, serving, wait_until
 
 
 def body(**changes):
@@ -91,10 +91,18 @@ def test_a_second_signal_ends_at_once(weights):
 def test_bodies_and_queues_are_bounded(client, served):
     large = client.post("/generate", content=b" " * (1 << 20) + b"{}  ")
     assert large.status_code == 413
-    too_many = body() | {"input_ids": [[5]] * 25}
-    response = client.post("/generate", json=too_many)
-    assert response.status_code == 429
-    assert "limit of 24" in response.json()["error"]["message"]
+    never = client.post("/generate", json=body() | {"input_ids": [[5]] * 25})
+    assert never.status_code == 400
+    assert "at most 24: send fewer" in never.json()["error"]["message"]
+    client.post("/pause_generation", json={"mode": "in_place"})
+    asked = body() | {"stream": True, "input_ids": [[5]] * 20}
+    with client.stream("POST", "/generate", json=asked):
+        wait_until(client, running=0, waiting=20)
+        refused = client.post("/generate", json=body() | {"input_ids": [[5]] * 5})
+        assert refused.status_code == 429
+        assert "limit of 24" in refused.json()["error"]["message"]
+    wait_until(client, running=0, waiting=0)  # since the client has gone
+    client.post("/continue_generation", json={})
     assert client.post("/generate", json=body() | {"input_ids": [[5]] * 24}).status_code == 200
 
 
