@@ -356,8 +356,8 @@ def _each(value: Any, count: int, name: str) -> list[Any]:
 
 def _refuse(body: Any, names: Sequence[str]) -> None:
     for name in names:
-        value = getattr(body, name, None)
-        if value and value != _NEUTRAL.get(name):
+        value, neutral = getattr(body, name, None), _NEUTRAL.get(name)
+        if value not in (None, neutral) and (value or neutral is not None):
             raise BadRequest(f"{name} is not supported by this server")
 
 
