@@ -44,7 +44,12 @@ class LocalEngine:
         return Capabilities(update_weights=True, max_context=self._max_context)
 
     def update_weights(self, params: Any, version: int) -> None:
-        """Sample from `params` from now on (device arrays, not copied)."""
+        """Sample from `params` from now on (device arrays, not copied).
+
+        The grid begins anew, so that what is sampled after a sync does not depend, not in its last
+        bit, on what was sampled before it.
+        """
+        self.batcher.release()
         if any(x.dtype != self._dtype for x in jax.tree.leaves(params)):
             params = self._in_compute_dtype(params)
         self.batcher.set_weights(params, version)

@@ -99,6 +99,19 @@ def test_cast_weights_take_the_place_of_those_cast_before():
     low.generate(requests())
 
 
+def test_after_a_sync_nothing_reminds_of_what_was_sampled_before():
+    """Else a resumed run would differ in the last bits of its log-probabilities."""
+    busy, fresh = engine_of(), engine_of()
+    busy.generate(requests(n=1, max_new_tokens=70))
+    busy.generate([Request(tuple(range(50)) * 3, max_new_tokens=5, temperature=1.0)])
+    for engine in (busy, fresh):
+        engine.update_weights(WEIGHTS, version=1)
+    pairs = zip(busy.generate(requests()), fresh.generate(requests()), strict=True)
+    for own, other in (pair for groups in pairs for pair in zip(*groups, strict=True)):
+        np.testing.assert_array_equal(own.ids, other.ids)
+        np.testing.assert_array_equal(own.logprobs, other.logprobs)
+
+
 def test_completions_end_as_they_say(engine):
     """Logprobs by the float64 model; a stop id ends a completion and is part of it."""
     asked = requests()
