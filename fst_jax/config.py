@@ -282,6 +282,11 @@ class FastSettings:
         "Let RL groups claim the anchor rollouts of the cycle's fast round before they sample "
         "(paper app. F: as good, a fifth of all rollouts saved).",
     )
+    reuse_staleness: int | None = setting(
+        None,
+        "Most steps on θ between the sampling of a rollout and its reuse; null: as many as a cycle "
+        "has (paper app. F: until the next round).",
+    )
     reflector: Literal["rules", "lm"] = setting(
         "rules",
         "Who proposes edits: lm asks the endpoint of fast.lm_url, as in the paper; rules needs no "

@@ -29,6 +29,7 @@ _MINIMA = {
     "fast.anchors": 1,
     "fast.metric_calls": 1,
     "fast.minibatch": 1,
+    "fast.reuse_staleness": 0,
     "fast.proposals": 1,
     "fast.max_prompt_tokens": 1,
     "fast.lm_max_tokens": 1,
@@ -69,7 +70,7 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
     for key, minimum in _MINIMA.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        require(value >= minimum, key, f"must be at least {minimum}, not {value}")
+        require(value is None or value >= minimum, key, f"must be at least {minimum}, not {value}")
     for key in _POSITIVE:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)

@@ -177,7 +177,10 @@ def sample_groups(
     """
     each = config.rollout.group_size // config.population
     pairs = [(problem, prompt) for problem in problems for prompt in texts(progress.pool)]
-    claimed = [progress.leftovers.claim(problem, prompt, each) for problem, prompt in pairs]
+    staleness, since = config.fast.reuse_staleness, 0
+    if staleness is not None:
+        since = step - staleness
+    claimed = [progress.leftovers.claim(*pair, each, since) for pair in pairs]
     rest = [each - len(of_pair) for of_pair in claimed]
     sampled = actor.roll_out(pairs, rest, training(config), generator(config, "groups", step))
     rollouts: list[Rollout] = []

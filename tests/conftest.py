@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -13,6 +14,10 @@ from tests.processes import virtual_devices
 from tests.tiny_run import finished, model, task  # noqa: F401, fixtures
 
 ROOT = Path(__file__).parent.parent
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # Before jax is imported: the CPU, and programs compiled once for all tests and their processes.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

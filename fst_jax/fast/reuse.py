@@ -3,10 +3,10 @@
 A prompt is scored on an anchor by a rollout of the very kind that an RL group
 needs of that problem under that prompt, so the group claims it and samples the
 rest (the paper's appendix F).  Claimable are the anchor scorings of the prompts
-in use.  They were sampled at most T − 1 updates of θ ago, since the next round
-clears what is left; their recorded log-probabilities keep the importance ratio
-true.  Minibatches of proposals are left out: a child is in use because it was
-lucky on them.
+in use.  They were sampled at most T − 1 steps ago, since the next round clears
+what is left, or fewer where `fast.reuse_staleness` says so; their recorded
+log-probabilities keep the importance ratio true.  Minibatches of proposals are
+left out: a child is in use because it was lucky on them.
 """
 
 from base64 import b64decode, b64encode
@@ -36,9 +36,13 @@ class Leftovers:
         used = {prompt.text for prompt in pool.active_prompts}
         return Leftovers(rollout for rollout in rollouts if rollout.prompt in used)
 
-    def claim(self, problem: Problem, prompt: str, most: int) -> list[Rollout]:
-        """Take away up to `most` rollouts of a problem under a prompt, the oldest first."""
+    def claim(self, problem: Problem, prompt: str, most: int, since: int = 0) -> list[Rollout]:
+        """Take away up to `most` rollouts of a problem under a prompt, the oldest first.
+
+        Those of weights older than the version `since` are dropped.
+        """
         held = self._held.get((problem.id, prompt), [])
+        held[:] = [rollout for rollout in held if rollout.completion.weight_version >= since]
         claimed, held[:most] = held[:most], []
         return [replace(rollout, problem=problem) for rollout in claimed]
 

@@ -120,7 +120,7 @@ def test_every_rollout_is_counted_where_it_belongs_and_batches_are_few() -> None
         assert kept == scores and len(report.rollouts) == len(scores)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     anchors=st.integers(1, 24),
     minibatch=st.integers(1, 30),

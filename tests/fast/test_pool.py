@@ -6,7 +6,7 @@ import os
 
 import pytest
 from gepa.gepa_utils import remove_dominated_programs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_jax.errors import RunError
@@ -45,7 +45,6 @@ def best_on(pool: Pool, problem: str) -> set[int]:
     return {i for i, score in enumerate(scores) if score == max(scores)}
 
 
-@settings(deadline=None)
 @given(pools())
 def test_the_frontier_is_what_gepa_keeps_and_no_prompt_of_it_can_be_spared(pool: Pool) -> None:
     fronts = {problem: best_on(pool, problem) for problem in pool.seed.scores}
@@ -58,7 +57,6 @@ def test_the_frontier_is_what_gepa_keeps_and_no_prompt_of_it_can_be_spared(pool:
         assert any(front & frontier == {i} for front in fronts.values())
 
 
-@settings(deadline=None)
 @given(pools(), st.integers(1, 9))
 def test_top_k_equals_brute_force(pool: Pool, k: int) -> None:
     frontier = pool.frontier()
@@ -86,7 +84,6 @@ def test_top_k_equals_brute_force(pool: Pool, k: int) -> None:
     assert pool.top(k) == expected[:k]
 
 
-@settings(deadline=None)
 @given(pools(), st.integers(1, 9))
 def test_settled_keeps_the_seed_the_frontier_and_exactly_k_active(pool: Pool, k: int) -> None:
     after = pool.settled(k, step=12)
@@ -131,7 +128,6 @@ def test_rescoring_drops_every_old_score() -> None:
         pool.rescored({pool.seed.id: {"c": 0.5}}, weight_version=7)
 
 
-@settings(deadline=None)
 @given(pools(), st.lists(st.floats(0, 1), min_size=2, max_size=2), st.text(max_size=20))
 def test_the_file_holds_everything(
     tmp_path_factory: pytest.TempPathFactory, pool: Pool, scores: list[float], text: str

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_jax.fast.reflect import Job
@@ -98,7 +98,6 @@ def test_the_other_lines_stay_as_they_are() -> None:
     assert all("\n" in text for text in found)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([f"Line {i}." for i in range(6)]), unique=True, max_size=5),
     st.lists(

@@ -33,7 +33,7 @@ def test_the_formula_is_the_papers() -> None:
     np.testing.assert_allclose(found, [0.1, 0.5, expected])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=15))
 def test_the_ceiling_is_an_accuracy_above_the_start(rewards: list[float]) -> None:
     found = fit([(100.0 * i, reward) for i, reward in enumerate(rewards)])

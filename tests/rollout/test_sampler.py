@@ -47,7 +47,7 @@ def test_draws_need_no_normalised_input_and_find_a_lone_token():
     assert stats.chisquare(counts[[0, 255, 256, 599]], expected).pvalue > 1e-4
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from([256, 600]))
 def test_nothing_without_mass_is_ever_drawn(seed, size):
     """Also where the uniform number falls on a boundary of the cumulative sum."""
@@ -86,7 +86,7 @@ def kept_by_oracle(logits: np.ndarray, p: float, k: int) -> np.ndarray:
 KEEP = jax.jit(keep_top)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-8, 3), min_size=17, max_size=17),
     st.sampled_from([0.01, 0.31, 0.577, 0.9001, 0.9777, 1.0]),

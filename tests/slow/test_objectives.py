@@ -103,7 +103,7 @@ def test_on_policy_every_objective_has_the_policy_gradient():
         assert not np.any(found["clipped"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=3, max_size=3))
 def test_completion_mean(rows):
     sample, count = np.zeros((len(rows), 24), np.int32), 0
@@ -212,7 +212,7 @@ def packed(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 16),

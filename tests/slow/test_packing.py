@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
@@ -133,7 +133,6 @@ def tpu(context: int = 1, fsdp: int = 1) -> Mesh:
     return Mock(spec=Mesh, shape=sizes, devices=np.array([SimpleNamespace(platform="tpu")]))
 
 
-@settings(deadline=None)
 @given(**COUNTS, **ROWS, contexts=st.integers(1, 3), on_tpu=st.booleans())
 def test_every_sample_is_there_once(count, seed, per_row, micro_batch_rows, contexts, on_tpu):
     samples = random_samples(count, seed)
@@ -146,7 +145,6 @@ def test_every_sample_is_there_once(count, seed, per_row, micro_batch_rows, cont
         np.testing.assert_allclose(one[6:], other[6:], rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(**COUNTS, **ROWS)
 def test_weights_sum_to_one_and_shapes_are_bucketed(count, seed, per_row, micro_batch_rows):
     samples = random_samples(count, seed)
@@ -165,7 +163,6 @@ def test_weights_sum_to_one_and_shapes_are_bucketed(count, seed, per_row, micro_
     assert np.all((batch.segments != 0).any(axis=(1, 2)))
 
 
-@settings(deadline=None)
 @given(**COUNTS)
 def test_denominators_equal_their_definitions(count, seed):
     samples, longest, rollouts = random_samples(count, seed), 20, 17
@@ -189,7 +186,6 @@ def test_denominators_equal_their_definitions(count, seed):
         assert total == pytest.approx(1) or name in ("completion_sum", "constant")
 
 
-@settings(deadline=None)
 @given(
     **COUNTS,
     **ROWS,

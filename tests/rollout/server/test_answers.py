@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_jax.models.folder import load_tokenizer, resolve
@@ -40,7 +40,6 @@ def read_in_pieces(tokenizer, prompt, ids, cuts):
     return seen, transcript.read(answer)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 195), min_size=1, max_size=40), st.data())
 def test_every_reading_is_a_beginning_of_the_whole(tokenizer, ids, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=len(ids))))
