@@ -80,8 +80,8 @@ class RolloutSettings:
     )
     weights_dir: str | None = setting(
         None,
-        "Folder through which servers get new weights, which they must see under the same path; "
-        "null: weights/ in the run's folder.",
+        "Folder through which servers get new weights, which they must see under the same path: in "
+        "it a folder of the run's name, for it alone. null: weights/ in the run's folder.",
     )
     api_key_env: str = setting(
         "FST_JAX_API_KEY", "Environment variable that holds the servers' key, if they need one."

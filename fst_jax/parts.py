@@ -135,8 +135,9 @@ def architecture(config: Config, folder: Path) -> ModelConfig:
 
 
 def held_dtype(config: Config) -> Any:
-    """Of the decoder's parameters: float32, but the compute dtype where LoRA freezes them."""
-    return jnp.dtype(config.model.dtype if config.slow.trains_adapters else "float32")
+    """Of the decoder's parameters: float32, but the compute dtype where they are frozen."""
+    trained = config.slow.enabled and not config.slow.trains_adapters
+    return jnp.dtype("float32" if trained else config.model.dtype)
 
 
 def load_weights(config: Config, inputs: Inputs, folder: Path | None = None) -> Decoder:
@@ -163,11 +164,12 @@ def make_actor(config: Config, inputs: Inputs, model: Decoder) -> Actor:
     settings = config.rollout
     if settings.engine == "local":
         return Actor(LocalEngine(model, inputs.mesh, settings.batch_size), inputs.exam)
-    weights = settings.weights_dir or RunFolder.of(config).path / "weights"
+    own = RunFolder.of(config).path
+    weights = Path(settings.weights_dir) / own.name if settings.weights_dir else own / "weights"
     engine = SGLangEngine(
         settings.url.split(","),
         lambda folder, params: save_model(folder, params, inputs.model, inputs.folder),
-        Path(weights),
+        weights,
         max_context=inputs.model.max_position_embeddings,
         batch_size=settings.batch_size,
         timeout_s=settings.timeout_s,

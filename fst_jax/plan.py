@@ -6,7 +6,7 @@
 Compiles the learner's train step and the sampler's programs ahead of time, for the largest shapes
 that the config allows, and prints memory, FLOPs, bytes between chips and a roofline.  Nothing is
 allocated and no weights are read: a folder with config.json will do for model.path.  TPU
-topologies (v4, v5e, v5p, v6e; chips along each dimension) need the package libtpu (extra: plan)
+topologies (v4, v5e, v5p, v6e; chips along each dimension) need the package libtpu (extra: tpu)
 and no TPU; cpu:N is N virtual devices of this machine.
 """
 
@@ -76,7 +76,7 @@ def devices(topology: str) -> Sequence[Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"--topology {topology}: libtpu cannot compile for it ({reason}); it comes with "
-            "pip install 'fst_jax[plan]', and some shapes do not exist"
+            "pip install 'fst_jax[tpu]', and some shapes do not exist"
         ) from error
 
 
@@ -107,7 +107,8 @@ def plan(config: Config, topology: str) -> Report:
     programs: list[Planned] = []
     for each, resident in [*((x, caches) for x in learner), *((x, state) for x in sampler)]:
         print(f"compiling {each.name} for {topology}", file=sys.stderr, flush=True)
-        programs.append(planned(compiled(each), resident, mesh, density))
+        done = compiled(each, mesh.devices.flat[0].platform)
+        programs.append(planned(done, resident, mesh, density))
     advice = advise(config, model.config.vocab_size, batch, mesh, programs)
     return Report(topology, mesh, programs, flops, advice)
 

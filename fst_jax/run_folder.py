@@ -12,6 +12,7 @@ from fst_jax.errors import ConfigError, RunError
 from fst_jax.settings import difference, load_file, to_yaml
 
 _ENDPOINT = ("lm_url", "lm_api_key_env", "lm_timeout_s")
+_SERVERS = ("url", "timeout_s", "patience_s", "api_key_env", "weights_dir")
 _START = ("coordinator", "processes", "process", "start_timeout_s")
 
 
@@ -94,15 +95,17 @@ class RunFolder:
                 f"{self.path} holds a run whose config cannot be read: choose another --name\n"
                 f"{error}"
             ) from error
-        # Where a run lies, who watches it, and how its processes start and its reflector is reached
-        # may change on the way, and it may go on for longer.
+        # Where a run lies, who watches it, how its processes start, and how its servers and its
+        # reflector are reached may change on the way, and it may go on for longer.
         endpoint = {key: getattr(config.fast, key) for key in _ENDPOINT}
+        servers = {key: getattr(config.rollout, key) for key in _SERVERS}
         start = {key: getattr(config.parallel, key) for key in _START}
         old = replace(
             old,
             name=config.name,
             output=config.output,
             tracking=config.tracking,
+            rollout=replace(old.rollout, **servers),
             fast=replace(old.fast, **endpoint),
             parallel=replace(old.parallel, **start),
             train=max(old.train, config.train, key=lambda train: train.steps),

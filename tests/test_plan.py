@@ -98,7 +98,7 @@ def step_of(config: Config) -> tuple[Report, jax.stages.Compiled]:
     adapters = starting_shapes(model.params, config.slow)[0] if config.slow.lora_rank else None
     pairs = computed_pairs(batch, mesh)
     flops = step_flops(architecture, batch, config.model.remat, pairs, adapters)
-    step = planned(compiled(lowered), {}, mesh)
+    step = planned(compiled(lowered, "cpu"), {}, mesh)
     return Report("cpu:1", mesh, [step], flops, []), lowered.compile()
 
 
@@ -162,7 +162,7 @@ def test_the_sampler_is_planned_for_its_longest(config, dtype):
     state = {"parameters": weights, "optimizer": 2 * weights, "reference": weights}
     caches = set()
     for program in programs:
-        done = compiled(program)
+        done = compiled(program, "cpu")
         assert 0 <= done.arguments - sum(program.arguments.values()) < 0.02 * done.arguments
         found = planned(done, state, mesh)
         assert found.hbm["parameters"] == found.hbm["reference"] == weights
@@ -273,13 +273,13 @@ HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is here")
 def test_without_libtpu_it_says_what_to_install(folder):
     done = ask("--topology", "v5p:2x2x1", "--model.path", str(folder))
-    assert done.returncode == 2 and "pip install 'fst_jax[plan]'" in done.stderr
+    assert done.returncode == 2 and "pip install 'fst_jax[tpu]'" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     not HAS_LIBTPU,
-    reason="NOT TESTED: no libtpu to compile for TPUs with: pip install 'fst_jax[plan]'",
+    reason="NOT TESTED: no libtpu to compile for TPUs with: pip install 'fst_jax[tpu]'",
 )
 def test_a_tpu_slice(folder):
     """Compiled for chips that are not here; too large a micro-batch is refused, with advice."""

@@ -89,6 +89,14 @@ def test_who_watches_and_how_the_reflector_is_reached_may_change(config):
         folder.check(replace(config, fast=replace(config.fast, lm_model="another")))
 
 
+def test_how_its_servers_are_reached_may_change(config):
+    RunFolder.of(config).create(config)
+    elsewhere = replace(config.rollout, url="http://other:30000", patience_s=5.0, timeout_s=7.0)
+    RunFolder.of(config).check(replace(config, rollout=elsewhere))
+    with pytest.raises(RunError, match="rollout.engine"):
+        RunFolder.of(config).check(replace(config, rollout=replace(elsewhere, engine="sglang")))
+
+
 def test_an_output_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is not a folder to write to"):

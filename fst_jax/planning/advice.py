@@ -105,7 +105,7 @@ def _of_state(config: Config, mesh: Mesh, program: Planned, limit: int) -> list[
                 f"parallel.mesh.fsdp: {chips} chips in all would split the {_gib(state)} of "
                 "parameters, optimiser and reference far enough"
             )
-    if not slow.lora_rank:
+    if slow.enabled and not slow.lora_rank:
         lines.append(
             "slow.lora_rank: 32 would train adapters: no optimiser of all weights, no reference, "
             f"of {_gib(program.hbm['optimizer'] + program.hbm['reference'])} now"

@@ -65,8 +65,8 @@ class Compiled:
     text: str | None  # None if the compiler gave up for want of memory
 
 
-def compiled(lowered: Lowered) -> Compiled:
-    """Compile a program; one that exceeds the device's memory is no error."""
+def compiled(lowered: Lowered, platform: str) -> Compiled:
+    """Compile a program for devices of a platform; one that exceeds their memory is no error."""
     start = time.monotonic()
     try:
         done = lowered.compile()
@@ -76,11 +76,14 @@ def compiled(lowered: Lowered) -> Compiled:
             raise
         arguments = sum(lowered.arguments.values())
         return Compiled(lowered, time.monotonic() - start, arguments, arguments + needed, None)
-    memory = done.memory_analysis()
-    # Not `temp_size_in_bytes`, which adds up buffers that take turns in the same memory.
-    peak = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
-    seconds = time.monotonic() - start
-    return Compiled(lowered, seconds, memory.argument_size_in_bytes, peak, done.as_text())
+    seconds, memory = time.monotonic() - start, done.memory_analysis()
+    arguments, code = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
+    if platform == "cpu":  # whose peak leaves temporaries out
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak = arguments + outputs + memory.temp_size_in_bytes
+    else:  # whose temporaries are a sum over buffers that take turns in the same memory
+        peak = memory.peak_memory_in_bytes
+    return Compiled(lowered, seconds, arguments, peak + code, done.as_text())
 
 
 def memory_needed(message: str, arguments: int) -> int | None:
@@ -209,8 +212,8 @@ def sampler_programs(config: Config, model: Model, mesh: Mesh) -> list[Lowered]:
     grid, before, piece = largest_grids(*sizes, mesh)
     own = programs(model.graphdef, model.config, dtype, mesh)
     contexts, slots = map(per_chip, own.shapes(grid))
-    # A copy in the compute dtype, or of merged adapters; else the learner's own.
-    copied = dtype != jnp.float32 or config.slow.trains_adapters
+    # A copy in the compute dtype, or of merged adapters; else those that are held anyway.
+    copied = dtype != held_dtype(config) or config.slow.trains_adapters
     weights = {"sampler" if copied else "parameters": per_chip(params)}
     copy = weights.get("sampler", 0)
     arguments = {

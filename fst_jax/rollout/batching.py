@@ -106,6 +106,8 @@ class Batcher:
         self.work = Work()
         self._waiting: dict[tuple[int, ...], deque[Sample]] = {}
         self._seats: dict[Sample, tuple[int, int]] = {}
+        # Whose next token other weights have already given logits for, and their version.
+        self._drawn: dict[Sample, Any] = {}
         self._contexts: Any = None
         self._slots: Any = None
         self._samples: list[list[Sample | None]] = []
@@ -164,6 +166,7 @@ class Batcher:
         """
         if params is not self.params:
             self.flush()
+            self._drawn = {sample: self._drawn.get(sample, self.version) for sample in self._seats}
         self.params, self.version = params, version
 
     def flush(self) -> None:
@@ -179,7 +182,7 @@ class Batcher:
             self._waiting.setdefault(sample.context, deque()).append(sample)
         for context, group in waiting.items():
             self._waiting.setdefault(context, deque()).extend(group)
-        self._seats = {}
+        self._seats, self._drawn = {}, {}
         self._samples = [[None] * self._grid.width for _ in self._samples]
 
     def release(self) -> None:
@@ -471,6 +474,14 @@ class Batcher:
             enough=np.int32(enough),
         )
 
+    def _label(self, sample: Sample, count: int) -> None:
+        """Note the version of the next `count` tokens."""
+        first = len(sample.ids)
+        versions = [self._drawn.pop(sample, self.version), self.version]  # of the first, of others
+        for start, version in enumerate(versions[:count], start=first):
+            if not sample.spans or sample.spans[-1][0] != version:
+                sample.spans.append((version, start))
+
     def _harvest(self, chunk: Chunk) -> list[Sample]:
         """Hand out what a chunk generated, and free the slots of those that ended."""
         touched = list(self._seats)
@@ -479,8 +490,8 @@ class Batcher:
         for sample in touched:
             seat = self._seats[sample]
             count = int(chunk.counts[seat])
-            if count and (not sample.spans or sample.spans[-1][0] != self.version):
-                sample.spans.append((self.version, len(sample.ids)))
+            if count:
+                self._label(sample, count)
             sample.ids += chunk.tokens[seat][:count].tolist()
             sample.logprobs += chunk.logprobs[seat][:count].tolist()
             self.work.decoded += count

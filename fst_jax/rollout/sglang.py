@@ -18,6 +18,7 @@ import contextlib
 import math
 import os
 import queue
+import re
 import shutil
 import sys
 import threading
@@ -34,7 +35,7 @@ import httpx
 import numpy as np
 
 from fst_jax.errors import EngineError
-from fst_jax.parallel.distributed import agreed
+from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
 
 Save = Callable[[Path, Any], None]  # writes parameters as a Hugging Face folder
@@ -91,7 +92,8 @@ class SGLangEngine:
         """Find out what the servers can do.
 
         Args:
-          save: writes parameters into a folder below `weights`, which the servers must see, too.
+          save: writes parameters into a folder below `weights`, which the servers must see, too,
+            and which is this run's alone: weights that are there already are removed.
           max_context: of the model, in tokens; a server may have less.
           batch_size: samples that a server decodes at once.
           timeout_s: longest wait for one answer.
@@ -141,7 +143,7 @@ class SGLangEngine:
         for start in range(0, len(asked), size):
             batches.put(asked[start : start + size])
         results: list[list[Any]] = [[None] * request.n for request in requests]
-        stop = threading.Event()
+        stop, failures = threading.Event(), list[BaseException]()
 
         def work(server: _Server) -> None:
             while not stop.is_set():
@@ -151,9 +153,10 @@ class SGLangEngine:
                     return
                 try:
                     answers = self._patiently(server, partial(self._ask, server, batch), stop)
-                except BaseException:
+                except BaseException as error:
+                    failures.append(error)  # those after the first are its consequences
                     stop.set()
-                    raise
+                    return
                 for ask, answer in zip(batch, answers, strict=True):
                     results[ask.place[0]][ask.place[1]] = answer
 
@@ -162,6 +165,8 @@ class SGLangEngine:
         with ThreadPoolExecutor(len(workers)) as pool:
             for future in [pool.submit(work, server) for server in workers]:
                 future.result()
+        if failures:
+            raise failures[0]
         return results
 
     def update_weights(self, params: Any, version: int) -> None:
@@ -182,10 +187,18 @@ class SGLangEngine:
         self._served = params
         if self._fixed:
             return
+        if not self._written and is_main():
+            self._clear()
         label = f"{version}-{time.time_ns():x}"  # no other run's weights can have this name
         folder = (self._weights / label).absolute()
         self._save(folder, params)
         agreed(lambda: self._load(folder, label))
+
+    def _clear(self) -> None:
+        """Remove the weights that earlier processes of this run left behind."""
+        for folder in self._weights.glob("*-*"):
+            if re.fullmatch(r"\d+-[0-9a-f]+", folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _load(self, folder: Path, label: str) -> None:
         """Have every server load a folder that was just written."""

@@ -146,13 +146,27 @@ def test_weights_that_change_under_a_sample(retract):
         assert (batcher.waiting, batcher.running) == (1, 0)
     finish(batcher)
     assert sample.ids[:5] == held and len(sample.ids) == 12
-    assert sample.spans == [(0, 0), (1, 5)] and sample.finish_reason == "length"
+    # In place, the old weights had given logits for one more token.
+    middle = 5 if retract else 6
+    assert sample.spans == [(0, 0), (1, middle)] and sample.finish_reason == "length"
     ids = np.array(sample.ids, int)
     new = tiny.logprobs(tiny.weights(OTHERS), tiny.config(), SYSTEM, ids)
     old = tiny.logprobs(tiny.weights(PARAMS), tiny.config(), SYSTEM, ids)
-    np.testing.assert_allclose(sample.logprobs[:5], old[:5], atol=1e-4)
-    gap = np.abs(sample.logprobs[5:] - new[5:]).max()
+    np.testing.assert_allclose(sample.logprobs[:middle], old[:middle], atol=1e-4)
+    gap = np.abs(sample.logprobs[middle:] - new[middle:]).max()
     assert gap < 1e-4 if retract else gap > 1e-3
+
+
+def test_weights_that_change_twice_before_a_token():
+    batcher, (sample,) = batcher_of(), samples(SYSTEM, max_new_tokens=4, stop_ids=())
+    batcher.submit([sample])
+    batcher.advance(2)
+    batcher.set_weights(OTHERS, 1)
+    batcher.set_weights(PARAMS, 2)
+    batcher.advance(1)
+    assert sample.spans == [(0, 0)] and len(sample.ids) == 3
+    finish(batcher)
+    assert sample.spans == [(0, 0), (2, 3)]
 
 
 def test_long_contexts_and_growing_grids():

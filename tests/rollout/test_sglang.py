@@ -137,7 +137,11 @@ def test_new_weights_are_written_served_and_named(served, connect, model, folder
         check(requests(), groups, params, folder)
         assert {c.weight_version for group in groups for c in group} == {version}
     assert len(list(weights.glob("*-*"))) == 2 and (weights / "mine").is_dir()
+    again = connect(served.url)  # a process that goes on with the run
+    again.update_weights(params, 5)
+    assert len(list(weights.glob("*-*"))) == 1 and (weights / "mine").is_dir()
     before = sorted(weights.iterdir())
+    engine = again
     engine.update_weights(params, 9)  # the same arrays: there is nothing to send
     assert sorted(weights.iterdir()) == before
     assert engine.generate(requests())[0][0].weight_version == 9
@@ -234,6 +238,15 @@ def test_refusals_end_at_once_and_say_why(proxy, connect, model, tmp_path, folde
     )
     with pytest.raises(EngineError, match="weights-root"):
         outside.update_weights(nnx.state(model), 1)
+
+
+def test_the_server_that_refuses_is_named_and_not_the_busy_one(served, connect):
+    with Faults(served.url) as busy, Faults(served.url) as strict:
+        engine = connect(busy.url, strict.url)
+        busy.spoil("/generate", *[faults.status(429)] * 50)
+        strict.spoil("/generate", *[faults.status(400)] * 50)
+        with pytest.raises(EngineError, match=f"{strict.url}/generate refused .* status 400"):
+            engine.generate(requests(n=12))
 
 
 def test_a_server_of_fixed_weights_serves_its_own(proxy, connect, model, folder):

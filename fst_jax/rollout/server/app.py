@@ -31,16 +31,14 @@ def application(front: Front, api_key: str | None = None) -> Starlette:
     """The routes of SGLang and OpenAI over a front, behind a key if there is one."""
 
     async def metrics(request: Request) -> Response:
-        state = await front.service.call(front.service.state)
-        front.service.metrics.running.set(state["running"])
-        front.service.metrics.waiting.set(state["waiting"])
         return Response(front.service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def check_key(
         request: Request, go_on: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if request.url.path in _OPEN or hmac.compare_digest(given.encode(), key):
+        # Not `request.url`, which is made of what a client says is the host.
+        if request.scope["path"] in _OPEN or hmac.compare_digest(given.encode(), key):
             return await go_on(request)
         return _error(401, "AuthenticationError", "the API key is missing or wrong")
 

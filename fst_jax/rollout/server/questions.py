@@ -71,13 +71,19 @@ class SamplingParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _NEUTRAL = {
-    "min_new_tokens": 0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
-    "repetition_penalty": 1.0,
+    "min_new_tokens": 0, "min_tokens": 0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
+    "repetition_penalty": 1.0, "response_format": {"type": "text"},
 }  # fmt: skip
 _REFUSED = (
-    *_NEUTRAL, "stop_regex", "json_schema", "regex", "ebnf", "structural_tag", "logit_bias",
+    "min_new_tokens", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "stop_regex", "json_schema", "regex", "ebnf", "structural_tag", "logit_bias",
     "custom_params", "beam_width", "watermark", "choice",
 )  # fmt: skip
+_REFUSED_OPENAI = (
+    "logit_bias", "response_format", "min_tokens", "regex", "ebnf", "stop_regex", "lora_path",
+)  # fmt: skip
+_MOST_STOPS = 64  # each bucket of their number is a program
+_COLDEST = 1e-6  # of temperatures; below, as SGLang has it, the likeliest token is taken
 
 
 class Generate(msgspec.Struct):
@@ -137,6 +143,12 @@ class Completions(msgspec.Struct):
     presence_penalty: float | None = 0.0
     repetition_penalty: float | None = 1.0
     logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    min_tokens: int | None = 0
+    regex: str | None = None
+    ebnf: str | None = None
+    stop_regex: str | list[str] | None = None
+    lora_path: Any = None
 
 
 class TextCompletion(Completions):
@@ -158,7 +170,7 @@ class ChatCompletion(Completions):
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Any = None
-    response_format: Any = None
+    continue_final_message: bool | None = False
 
 
 def parse(body: bytes, kind: type[T]) -> T:
@@ -199,6 +211,8 @@ class Reader:
         if body.text is not None:
             single = isinstance(body.text, str)
             texts = [body.text] if isinstance(body.text, str) else body.text
+            if not texts:
+                raise BadRequest("text must hold at least one prompt")
             ids = [self.encode(text) for text in texts]
         else:
             ids = self._ids(body.input_ids or [])
@@ -234,7 +248,7 @@ class Reader:
 
     def completion(self, body: TextCompletion) -> list[Prompt]:
         """The prompts of /v1/completions."""
-        _refuse(body, ("echo", "suffix", "logit_bias"))
+        _refuse(body, ("echo", "suffix", *_REFUSED_OPENAI))
         if body.best_of not in (None, body.n):
             raise BadRequest("best_of is not supported")
         if body.logprobs:
@@ -245,7 +259,7 @@ class Reader:
 
     def chat(self, body: ChatCompletion) -> list[Prompt]:
         """The prompt of /v1/chat/completions, alone in a list."""
-        _refuse(body, ("tools", "response_format", "logit_bias", "top_logprobs"))
+        _refuse(body, ("tools", "top_logprobs", "continue_final_message", *_REFUSED_OPENAI))
         if not body.messages:
             raise BadRequest("messages must not be empty")
         messages = [{"role": each.role, "content": _text(each)} for each in body.messages]
@@ -257,7 +271,7 @@ class Reader:
         except Exception as error:  # templates are programs, and raise what they like
             raise BadRequest(f"the chat template cannot be rendered: {error}") from error
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        limit = body.max_completion_tokens or body.max_tokens
+        limit = _or(body.max_completion_tokens, body.max_tokens)
         if limit is None:
             limit = max(1, self.max_context - len(ids))
         return [self._openai(body, ids, limit, bool(body.logprobs))]
@@ -293,6 +307,7 @@ class Reader:
         temperature = _or(params.temperature, 1.0)
         top_p, min_p, n = _or(params.top_p, 1.0), _or(params.min_p, 0.0), _or(params.n, 1)
         top_k, interval = _or(params.top_k, -1), _or(params.stream_interval, 1)
+        stops = set() if params.ignore_eos else {*self.stop_ids, *(params.stop_token_ids or ())}
         for holds, message in (
             (ids, "the prompt must hold at least one token"),
             (
@@ -305,6 +320,11 @@ class Reader:
                 f"{len(ids)} tokens of prompt and {limit} of completion exceed the context of "
                 f"{self.max_context} tokens",
             ),
+            (
+                len(stops) <= _MOST_STOPS and all(0 <= id < self.vocabulary for id in stops),
+                f"stop_token_ids must be at most {_MOST_STOPS} tokens of the vocabulary of "
+                f"{self.vocabulary}",
+            ),
             (0 <= temperature < 1e6, f"temperature must be at least 0, got {temperature}"),
             (0 < top_p <= 1, f"top_p must be in (0, 1], got {top_p}"),
             (0 <= min_p <= 1, f"min_p must be in [0, 1], got {min_p}"),
@@ -316,17 +336,16 @@ class Reader:
                 raise BadRequest(message)
         seeded = params.sampling_seed is not None
         first = (params.sampling_seed or 0) % 2**31 if seeded else secrets.randbelow(2**31)
-        stops = () if params.ignore_eos else (*self.stop_ids, *(params.stop_token_ids or ()))
         stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
         request = Request(
             prompt_ids=tuple(ids),
             n=n,
             max_new_tokens=limit,
-            temperature=temperature,
+            temperature=temperature if temperature >= _COLDEST else 0.0,
             top_p=top_p,
             top_k=0 if top_k == -1 or top_k >= self.vocabulary else top_k,
             min_p=min_p,
-            stop_ids=tuple(sorted(set(stops))),
+            stop_ids=tuple(sorted(stops)),
             seed=first,
         )
         return Prompt(

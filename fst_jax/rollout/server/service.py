@@ -178,6 +178,8 @@ class Service:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -189,7 +191,7 @@ class Service:
     def close(self) -> None:
         """Take no more requests; those under way go on, unless they wait for a pause to end."""
         self._closing = True
-        self._commands.put(self._end_held)
+        self._commands.put(self._end_if_closing)
 
     # In the service's thread, through `call`.
 
@@ -213,6 +215,7 @@ class Service:
         elif mode == "retract":
             self._batcher.retract()
         self._paused = True
+        self._end_if_closing()
 
     def proceed(self) -> None:
         self._paused = False
@@ -245,6 +248,7 @@ class Service:
             return
         self._batcher.release()
         self._released |= set(tags)
+        self._end_if_closing()
         if "weights" in tags and self._params is None:
             placed = self._batcher.params
             shardings = jax.tree.map(lambda x: x.sharding, placed)
@@ -274,8 +278,9 @@ class Service:
         """Whether nothing is generated, paused or without memory."""
         return self._paused or bool(self._released)
 
-    def _end_held(self) -> None:
-        if self.held:
+    def _end_if_closing(self) -> None:
+        """What is held would wait for ever for a server that goes down."""
+        if self._closing and self.held:
             self.abort_all("the server is shutting down")
 
     def _work(self) -> None:
@@ -288,13 +293,21 @@ class Service:
             try:
                 if command:
                     command()
-                    continue
-                for sample in self._batcher.advance(_STEPS):
-                    self._deliver(sample)
+                else:
+                    changed = self._batcher.advance(_STEPS)
+                    self._count()
+                    for sample in changed:
+                        self._deliver(sample)
+                self._count()
             except Exception as error:  # out of memory, above all
                 message = f"the engine failed: {type(error).__name__}: {error}"
                 self._abort(list(self._streams), message, failed=True)
                 self._batcher.release()
+
+    def _count(self) -> None:
+        """Tell the metrics, which are read while the engine is at work."""
+        self.metrics.running.set(self._batcher.running)
+        self.metrics.waiting.set(self._batcher.waiting)
 
     def _deliver(self, sample: Sample) -> None:
         """Post what a chunk added to a sample, unless a stop text ends it earlier."""

@@ -66,6 +66,12 @@ BOTH = {name: (value, True) for name, value in NUMBERS.items()} | {
     "stream": (True, True),
     "stream_options": ({"include_usage": True}, True),
     **{name: (value, False) for name, value in PENALTIES.items()},
+    "response_format": ({"type": "json_object"}, False),
+    "min_tokens": (2, False),
+    "regex": ("a+", False),
+    "ebnf": ("root ::= x", False),
+    "stop_regex": ("a+", False),
+    "lora_path": ("adapter", False),
 }
 TEXT = BOTH | {
     "prompt": ("the path", True),
@@ -81,7 +87,7 @@ CHAT = BOTH | {
     "top_logprobs": (2, False),
     "chat_template_kwargs": ({"enable_thinking": False}, True),
     "tools": ([{"type": "function", "function": {"name": "f"}}], False),
-    "response_format": ({"type": "json_object"}, False),
+    "continue_final_message": (True, False),
 }
 ROUTES: dict[str, tuple[type, dict[str, tuple[Any, bool]], dict[str, Any]]] = {
     "/generate": (Generate, GENERATE, {"sampling_params": {"max_new_tokens": 2}}),
@@ -122,6 +128,14 @@ def test_every_sampling_parameter_is_honoured_or_refused(client, name):
     response = client.post("/generate", json={"input_ids": [5], "sampling_params": sampling})
     assert response.status_code == (200 if taken else 400), response.text
     assert taken or name in response.json()["error"]["message"]
+
+
+def test_neutral_values_are_taken(client):
+    body = {"messages": [{"role": "user", "content": "yes"}], "max_tokens": 2}
+    neutral = {"response_format": {"type": "text"}, "min_tokens": 0, "repetition_penalty": 1.0}
+    assert client.post("/v1/chat/completions", json=body | neutral).status_code == 200
+    none = client.post("/v1/chat/completions", json=body | {"max_completion_tokens": 0})
+    assert none.status_code == 400 and "at least 1" in none.json()["error"]["message"]
 
 
 def test_a_penalty_of_nothing_is_no_neutral_one(client):

@@ -88,6 +88,14 @@ def test_a_second_signal_ends_at_once(weights):
         assert server.process.stdout.read() == "stopped; 60 answers were cut off\n"
 
 
+def test_no_host_header_opens_a_door(weights):
+    """Paths are taken from the request line, not from what a client says is the host."""
+    with serving(weights / "first", "--api-key", "s3cret", "--slots", 2) as server:
+        for host in ("x/health?", "x/metrics#", "localhost"):
+            response = httpx.get(f"{server.url}/model_info", headers={"host": host})
+            assert response.status_code in (400, 401)
+
+
 def test_bodies_and_queues_are_bounded(client, served):
     large = client.post("/generate", content=b" " * (1 << 20) + b"{}  ")
     assert large.status_code == 413

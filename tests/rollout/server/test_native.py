@@ -177,6 +177,10 @@ REFUSED = {
     "min_p": ({"sampling_params": {"min_p": 2}}, "min_p"),
     "interval": ({"sampling_params": {"stream_interval": 0}}, "stream_interval"),
     "n": ({"sampling_params": {"n": 9}}, "n must be in"),
+    "stop id": ({"sampling_params": {"stop_token_ids": [2**40]}}, "stop_token_ids"),
+    "negative stop id": ({"sampling_params": {"stop_token_ids": [-1]}}, "stop_token_ids"),
+    "stop ids": ({"sampling_params": {"stop_token_ids": list(range(65))}}, "at most 64"),
+    "no texts": ({"input_ids": None, "text": []}, "at least one prompt"),
     "penalty": ({"sampling_params": {"frequency_penalty": 0.5}}, "frequency_penalty"),
     "regex": ({"sampling_params": {"regex": "a+"}}, "regex"),
     "input logprobs": ({"logprob_start_len": 0}, "logprob_start_len"),
@@ -193,6 +197,14 @@ def test_what_cannot_be_served_is_refused_with_a_reason(client, case):
     response = client.post("/generate", json=body)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
+
+
+def test_the_coldest_temperatures_take_the_likeliest_token(client):
+    greedy, cold = (
+        generate(client, sampling_params=params(temperature=t), return_logprob=True)
+        for t in (0.0, 2e-38)
+    )
+    assert cold["output_ids"] == greedy["output_ids"] and np.isfinite(values(cold)).all()
 
 
 def test_unknown_keys_of_the_body_are_ignored_and_neutral_options_taken(client):
@@ -272,6 +284,8 @@ def test_an_update_in_the_middle_of_an_answer(client: httpx.Client, served: Serv
     logprobs = np.array(values(answer))
     before, after = exact(weights / "first", answer), exact(weights / "second", answer)
     np.testing.assert_allclose(logprobs[:middle], before[:middle], atol=1e-4)
+    if mode == "in_place":  # the old weights' last token had been decided when the new ones came
+        assert abs(logprobs[middle - 1] - after[middle - 1]) > 1e-3
     gap = np.abs(logprobs[middle:] - after[middle:])
     assert gap.max() < 1e-3 if mode == "retract" else gap[0] > 1e-3
 

@@ -1,6 +1,7 @@
 """The thread that owns the engine outlives what fails in it."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -35,5 +36,47 @@ def test_a_failure_ends_what_is_under_way_and_nothing_else(monkeypatch, failing)
         assert [answer.ids for answer in await answers()] == before
         state = await service.call(service.state)
         assert state["running"] == state["waiting"] == 0
+
+    asyncio.run(ask())
+
+
+def test_nobody_waits_for_a_call_that_was_given_up():
+    service = Service(Batcher(tiny.model(), tiny.one_device(), slots=2), None, 2, 2)
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        def occupy() -> None:
+            busy.set()
+            go_on.wait(30)
+
+        first = asyncio.create_task(service.call(occupy))
+        await asyncio.to_thread(busy.wait, 30)
+        given_up = asyncio.create_task(service.call(service.state))
+        prompt = Prompt(Request((5, 9), n=1, max_new_tokens=3, temperature=1.0, seed=1))
+        answers = asyncio.create_task(service.finished(service.submit(prompt)))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        go_on.set()
+        await first
+        (answer,) = await asyncio.wait_for(answers, 60)
+        assert answer.finish is not None and answer.finish.type == "length"
+
+    asyncio.run(ask())
+
+
+def test_a_pause_does_not_hold_a_server_that_goes_down():
+    service = Service(Batcher(tiny.model(), tiny.one_device(), slots=2), None, 2, 2)
+
+    async def ask() -> None:
+        await service.call(lambda: service.pause("in_place"))
+        prompt = Prompt(Request((5, 9), n=1, max_new_tokens=3, temperature=1.0, seed=1))
+        held = asyncio.create_task(service.finished(service.submit(prompt)))
+        await service.call(service.proceed)
+        await service.call(lambda: service.pause("in_place"))
+        service.close()
+        await service.call(lambda: service.pause("retract"))
+        (answer,) = await asyncio.wait_for(held, 60)
+        assert answer.finish is not None and answer.finish.type in ("abort", "length")
+        assert service.open == 0
 
     asyncio.run(ask())
