@@ -16,6 +16,9 @@ Remat = Literal["none", "dots", "full", "offload"]
 Objective = Literal["cispo", "grpo", "dapo", "dr_grpo", "gspo", "rloo", "reinforce"]
 Aggregation = Literal["problem", "token", "completion", "completion_sum", "constant"]
 Baseline = Literal["problem", "prompt", "batch"]
+Recipe = Literal["light", "full"]
+Acceptance = Literal["lateral", "strict", "or_equal", "none"]
+ParentChoice = Literal["pareto", "top_k_pareto", "best", "epsilon_greedy"]
 
 
 def setting(default: Any, help: str) -> Any:
@@ -268,11 +271,39 @@ class FastSettings:
         "Budget of a fast round in rollouts (paper tab.: 960); re-scoring carried prompts is "
         "counted apart.",
     )
+    anchor_rollouts: int = setting(
+        1,
+        "Rollouts per anchor and prompt, whose mean is the score: more where the policy is noisy "
+        "(open in the paper; ours: 1, GEPA's). All count in fast.metric_calls.",
+    )
     minibatch: int = setting(
         8, "Rollouts under the parent that a proposal learns from (open in the paper; ours)."
     )
     proposals: int = setting(
         4, "Proposals made at a time, so that their rollouts share one batch (ours)."
+    )
+    recipe: Recipe = setting(
+        "light",
+        "What a proposal is: light: an incremental edit of its parent (paper §3); full: a free "
+        "rewrite of it (the paper's ablation: no gain).",
+    )
+    parent: ParentChoice = setting(
+        "pareto",
+        "Who becomes a parent: drawn from the per-instance Pareto frontier (paper §3); from the "
+        "frontier of the K best; the best by mean score; or the best, with chance 0.1 any "
+        "(GEPA's selectors).",
+    )
+    acceptance: Acceptance = setting(
+        "lateral",
+        "Which children are scored on the anchors: strict: those better than their parent on its "
+        "minibatch; or_equal: as good, too; lateral: the better ones, and where a batch has none, "
+        "one as good; none: all (open in the paper; ours: lateral, as nothing moves by strict "
+        "while all scores are 0).",
+    )
+    merge: bool = setting(
+        False,
+        "After a batch that found a new prompt, let one proposal of the next one merge the two of "
+        "the frontier that solve most together (open in the paper; GEPA's default: no).",
     )
     max_prompt_tokens: int = setting(
         512, "Longest prompt that a proposal may have, in tokens (open in the paper; ours)."
@@ -292,9 +323,10 @@ class FastSettings:
         "Who proposes edits: lm asks the endpoint of fast.lm_url, as in the paper; rules needs no "
         "model (ours: runs offline).",
     )
-    lm_url: str = setting(
+    lm_url: str | None = setting(
         "http://127.0.0.1:30000/v1",
-        "OpenAI-compatible base URL of the reflection model (ours: SGLang's usual port).",
+        "OpenAI-compatible base URL of the reflection model (ours: SGLang's usual port); null: the "
+        "policy reflects on itself, at the first rollout.url. The paper's is frozen.",
     )
     lm_model: str = setting("default", "Model name sent to the reflection endpoint (ours).")
     lm_api_key_env: str = setting(
@@ -304,7 +336,18 @@ class FastSettings:
     lm_max_tokens: int = setting(
         2048, "Longest answer of the reflection model, in tokens (ours: a diagnosis and a prompt)."
     )
+    lm_examples_tokens: int = setting(
+        4000,
+        "Longest selection of answers and feedback in one request, in tokens of the policy's "
+        "tokenizer (ours).",
+    )
     lm_timeout_s: float = setting(120.0, "Seconds to wait for one answer before retrying (ours).")
+    lm_price_in: float | None = setting(
+        None,
+        "Price of a million tokens of requests, in any currency, for reflection_cost in the "
+        "metrics; null: no cost is computed, only tokens are counted.",
+    )
+    lm_price_out: float | None = setting(None, "Price of a million tokens of answers.")
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ _MINIMA = {
     "fast.population": 1,
     "fast.cycle_steps": 1,
     "fast.anchors": 1,
+    "fast.anchor_rollouts": 1,
     "fast.metric_calls": 1,
     "fast.minibatch": 1,
     "fast.reuse_staleness": 0,
     "fast.proposals": 1,
     "fast.max_prompt_tokens": 1,
     "fast.lm_max_tokens": 1,
+    "fast.lm_examples_tokens": 100,
     "train.steps": 1,
     "eval.every": 0,
     "eval.problems": 1,
@@ -177,19 +179,42 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
         )
     if config.fast.enabled:
         require(
-            config.fast.reflector != "lm" or config.fast.lm_url.startswith(("http://", "https://")),
+            config.fast.reflector != "lm"
+            or config.fast.lm_url is None
+            or config.fast.lm_url.startswith(("http://", "https://")),
             "fast.lm_url",
             f"must begin with http:// or https://, not {config.fast.lm_url!r}",
+        )
+        require(
+            config.fast.reflector != "lm"
+            or config.fast.lm_url is not None
+            or config.rollout.engine == "sglang",
+            "fast.lm_url",
+            "null means the policy's own server, and there is none: name an endpoint, or set "
+            "rollout.engine to sglang",
+        )
+        prices = (config.fast.lm_price_in, config.fast.lm_price_out)
+        for key, price in zip(("in", "out"), prices, strict=True):
+            require(
+                price is None or 0 <= price < math.inf,
+                f"fast.lm_price_{key}",
+                f"must be at least 0 and finite, not {price}",
+            )
+        require(
+            (prices[0] is None) == (prices[1] is None),
+            "fast.lm_price_in" if prices[0] is None else "fast.lm_price_out",
+            "a cost takes both prices: set both or neither",
         )
         anchors = min(
             config.fast.anchors, config.fast.cycle_steps * config.rollout.problems_per_step
         )
-        needed = anchors + 2 * min(config.fast.minibatch, anchors)
+        scoring = anchors * config.fast.anchor_rollouts
+        needed = scoring + 2 * min(config.fast.minibatch, anchors)
         require(
             config.fast.metric_calls >= needed,
             "fast.metric_calls",
             f"{config.fast.metric_calls} cannot pay one proposal, which takes {needed} rollouts: "
-            f"two minibatches and {anchors} anchors; raise it or lower fast.anchors",
+            f"two minibatches and {scoring} on the anchors; raise it or lower fast.anchors",
         )
         require(
             config.fast.max_prompt_tokens < config.rollout.max_prompt_tokens,

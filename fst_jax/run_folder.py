@@ -11,7 +11,7 @@ from fst_jax.config import Config, ParallelSettings
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.settings import difference, load_file, to_yaml
 
-_ENDPOINT = ("lm_url", "lm_api_key_env", "lm_timeout_s")
+_ENDPOINT = ("lm_url", "lm_api_key_env", "lm_timeout_s", "lm_price_in", "lm_price_out")
 _SERVERS = ("url", "timeout_s", "patience_s", "api_key_env", "weights_dir")
 _START = ("coordinator", "processes", "process", "start_timeout_s")
 
@@ -44,6 +44,10 @@ class RunFolder:
     @property
     def pool(self) -> Path:
         return self.path / "pool"
+
+    @property
+    def reflections(self) -> Path:
+        return self.path / "reflections.jsonl"
 
     @property
     def samples(self) -> Path:

@@ -63,7 +63,8 @@ def train(config: Config) -> None:
     base = learner.reference if learner else nnx.state(model)  # θ0
     actor = make_actor(config, inputs, model)  # y ~ π_θ(·|x,φ) and r(x,y)
     parity = make_parity(config, inputs, actor, model)
-    reflector = reflector_for(config.fast, exam.chat.count)  # π_ref
+    kept = RunFolder.of(config).reflections
+    reflector = reflector_for(config, exam.chat.count, kept)  # π_ref
     validator = Validator(exam.chat.count, exam.chat.control_tokens, config.fast.max_prompt_tokens)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
     order = problem_order(config, exam)  # D

@@ -9,13 +9,15 @@ kept here and raised by `evolve` afterwards.
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gepa.core.adapter import EvaluationBatch, GEPAAdapter
 from gepa.core.state import GEPAState
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
+from gepa.strategies.proposal_sampling import IndependentSampling, ProposalTask
 
-from fst_jax.errors import ReflectionError
+from fst_jax.fast.pool import Prompt
 from fst_jax.fast.reflect import Job, Proposal, Reflector
 from fst_jax.fast.validate import TrainingText, Validator, normalised
 from fst_jax.rollout.rollouts import Rollout
@@ -73,6 +75,39 @@ class Rollouts(GEPAAdapter[Problem, Rollout, Rollout]):
         return {PROMPT: [{"rollout": rollout} for rollout in eval_batch.trajectories or ()]}
 
 
+@dataclass(frozen=True)
+class Merge:
+    """A job that merges two prompts of the pool."""
+
+    parent: int  # place in the pool, of the better one
+    partner: Prompt
+    rollouts: Mapping[str, Sequence[Rollout]]  # of the partner, by problem id
+
+
+class Tasks:
+    """gepa's sampling strategy: parents with minibatches of their own, then at most one merge."""
+
+    def __init__(self) -> None:
+        self.count = 0  # of the next batch, the merge included
+        self.merge: Merge | None = None
+
+    def sample_tasks(
+        self,
+        state: GEPAState[Any, Any],
+        candidate_selector: Any,
+        batch_sampler: Any,
+        trainset: Any,
+    ) -> list[ProposalTask[Any, Any]]:
+        """The tasks of the next batch."""
+        edits = IndependentSampling(self.count - (self.merge is not None))
+        tasks = edits.sample_tasks(state, candidate_selector, batch_sampler, trainset)
+        if self.merge is not None:
+            parent, ids = self.merge.parent, batch_sampler.next_minibatch_ids(trainset, state)
+            candidate = state.program_candidates[parent]
+            tasks.append(ProposalTask(parent, candidate, ids, trainset.fetch(ids)))
+        return tasks
+
+
 class Edits:
     """gepa's reflection strategy: our reflector, then our validation, with counts."""
 
@@ -83,6 +118,7 @@ class Edits:
         training: TrainingText,
         known: set[str],
         rng: random.Random,
+        tasks: Tasks,
     ):
         """`known` holds the normalised texts of the pool; every valid edit is added to it."""
         self._reflector = reflector
@@ -90,10 +126,12 @@ class Edits:
         self._training = training
         self._known = known
         self._rng = rng
+        self._tasks = tasks
         self.proposals: list[Proposal] = []  # all so far
-        self.valid = 0
+        self.merges = 0  # among them
+        self.partners: dict[str, str] = {}  # the partner's id by a merge's text
         self.refused: Counter[str] = Counter()
-        self.batch_errors: list[ReflectionError] = []  # set when a whole batch failed
+        self.unanswered: list[Proposal] = []  # all of the last batch, if none had an answer
         self.raised: Exception | None = None
 
     def reflect_many(self, jobs: Sequence[tuple[Any, Any, Any]]) -> list[tuple[Any, "Edits"]]:
@@ -102,12 +140,16 @@ class Edits:
             Job(candidate[PROMPT], [record["rollout"] for record in dataset[PROMPT]])
             for candidate, dataset, _ in jobs
         ]
+        if merge := self._tasks.merge:
+            self.merges += 1
+            ours[-1] = _with_partner(ours[-1], merge)
         texts: list[str | None] = [None] * len(ours)
         try:
             proposals = self._reflector.propose(ours, self._rng)
             texts = [self._checked(j, p) for j, p in zip(ours, proposals, strict=True)]
-            errors = [proposal.error for proposal in proposals if proposal.error]
-            self.batch_errors = errors if len(errors) == len(ours) else []
+            self.unanswered = list(proposals) if all(p.error for p in proposals) else []
+            if merge and texts[-1] is not None:
+                self.partners[texts[-1]] = merge.partner.id
         except Exception as error:  # raised again by evolve, see the module's docstring
             self.raised = error
             texts = [None] * len(ours)
@@ -128,9 +170,15 @@ class Edits:
         if reason is not None:
             self.refused[reason] += 1
             return None
-        self.valid += 1
         self._known.add(normalised(proposal.text))
         return proposal.text
+
+
+def _with_partner(job: Job, merge: Merge) -> Job:
+    """The job of a merge; of the partner, the rollouts of the same problems."""
+    problems = [rollout.problem.id for rollout in job.rollouts]
+    own = [rollout for id in problems for rollout in merge.rollouts[id]]
+    return replace(job, partner=merge.partner.text, partner_rollouts=own)
 
 
 class Minibatches:

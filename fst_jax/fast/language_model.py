@@ -1,91 +1,85 @@
 """A reflector that asks a language model: any OpenAI-compatible chat endpoint.
 
-The paper's reflector π_ref is a frozen model whose instruction it does not
-print; the wording here is ours.  The model sees the current prompt and a
-budgeted selection of scored answers, the worst first, and returns a diagnosis
-and then the edited prompt in a fenced block.  An answer that was cut off, or
-holds no closed block, is refused rather than guessed at.
+The paper's reflector π_ref is a frozen model.  Here it may also be the policy's
+own server, whose weights are the newest θ.  The model gives a diagnosis and then
+the prompt in a fenced block (`request`, `answer`); replies are kept in the run's
+folder (`replies`).
 
-Requests are retried with growing pauses where trying again can help (no
-connection, no answer in time, 429, 5xx, an answer that is not JSON).  The key
-comes from the environment and is never written anywhere.
+Requests are sent again, after growing pauses, where that can help (no
+connection, no answer in time, 429, 5xx, an answer that is not JSON).  A job
+whose requests all fail is counted under its last failure, and the run goes on;
+it ends where only the user can help: the endpoint refuses a whole batch, its
+address is none, or nobody has ever answered there.  The key comes from the
+environment and is never written anywhere.
 """
 
 import json
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from fst_jax.config import FastSettings
+from fst_jax.config import Config
 from fst_jax.errors import ReflectionError
+from fst_jax.fast.answer import edited_prompt
 from fst_jax.fast.reflect import Job, Proposal
+from fst_jax.fast.replies import Replies, Reply
+from fst_jax.fast.request import Wording
 from fst_jax.parallel.distributed import agreed
-from fst_jax.rollout.rollouts import Rollout
 
 ATTEMPTS = 5  # requests for one proposal, the first included
 FIRST_PAUSE_S = 1.0  # doubled after each failure
 LONGEST_PAUSE_S = 60.0  # also for a server's Retry-After
-LONGEST_BODY = 8 << 20  # bytes of an answer; more is refused
-EXAMPLES_CHARACTERS = 16_000  # of all examples together: about 4 000 tokens
-FIELD_CHARACTERS = 1_500  # of one question, answer or feedback; the middle is left out
-FAILED_SHARE = 0.8  # of the example budget; the rest shows what already works
+LONGEST_BODY = 8 << 20  # bytes of an answer; more is not read
 PARALLEL = 8  # requests in flight
-
-_INSTRUCTION = """\
-A language model answers problems of one kind under a system prompt. Your work is to improve that \
-system prompt by one small edit.
-
-The current system prompt:
-{fence}
-{parent}
-{fence}
-
-What the model answered under it, with the score (1 is perfect) and the judge's feedback:
-
-{examples}
-
-First write a short diagnosis: which mistake in these answers costs the most, and which sentence \
-of the prompt causes it or which one is missing. Then edit the prompt to prevent that mistake.
-- Change as little as possible: add, reword or remove one or two sentences, and keep the rest \
-word for word.
-- Write what holds for every problem of this kind. Do not mention these examples, and do not copy \
-their questions or answers.
-- Keep it within about {words} words.
-
-End with the complete edited prompt, and nothing after it, in a block like this:
-{fence}
-the edited prompt
-{fence}"""
+PASSING = (408, 425, 429)  # statuses below 500 that may pass
 
 
 class LanguageModelReflector:
-    """Edits written by the model behind `fast.lm_url`."""
+    """Edits written by the model behind `fast.lm_url`, or by the policy's own server."""
 
     name = "lm"
 
     def __init__(
         self,
-        settings: FastSettings,
+        config: Config,
+        count_tokens: Callable[[str], int],
+        replies: Path | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        """`sleep` waits between attempts."""
-        self.url = settings.lm_url.rstrip("/") + "/chat/completions"
-        self.model = settings.lm_model
-        self.max_tokens = settings.lm_max_tokens
-        self.timeout_s = settings.lm_timeout_s
-        self.prompt_words = max(1, settings.max_prompt_tokens * 2 // 3)
-        self._key = os.environ.get(settings.lm_api_key_env, "").strip()
+        """`replies` is the file that keeps them; `sleep` waits between attempts.
+
+        Raises:
+          ReflectionError: the key cannot be sent.
+        """
+        fast, rollout = config.fast, config.rollout
+        own, key_env = fast.lm_url is None, fast.lm_api_key_env
+        if own:
+            key_env = rollout.api_key_env
+        base = fast.lm_url or rollout.url.split(",")[0].strip().rstrip("/") + "/v1"
+        self.url = base.rstrip("/") + "/chat/completions"
+        self._setting = "rollout.url" if own else "fast.lm_url"
+        self._key_env = key_env
+        self.model = fast.lm_model
+        self.max_tokens = fast.lm_max_tokens
+        self.timeout_s = fast.lm_timeout_s
+        words = max(1, fast.max_prompt_tokens * 2 // 3)
+        self.wording = Wording(fast.recipe, words, fast.lm_examples_tokens, count_tokens)
+        self._key = os.environ.get(key_env, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ReflectionError(
-                f"the key in the environment variable {settings.lm_api_key_env} holds characters "
-                "that cannot be sent: copy it again"
+                f"the key in the environment variable {key_env} holds characters that cannot be "
+                "sent: copy it again"
             )
+        self._path = replies
+        self._replies: Replies | None = None  # read at the first request
+        self._reached = False  # whether anybody was ever there
         self._sleep = sleep
 
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[Proposal]:
@@ -94,155 +88,153 @@ class LanguageModelReflector:
         return agreed(lambda: self._ask(jobs, seeds))
 
     def _ask(self, jobs: Sequence[Job], seeds: Sequence[int]) -> list[Proposal]:
+        if self._replies is None:
+            self._replies = Replies(self._path)
+            self._reached = len(self._replies) > 0
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = httpx.Timeout(self.timeout_s)
         with (
             httpx.Client(headers=headers, timeout=timeout) as client,
             ThreadPoolExecutor(max_workers=min(PARALLEL, max(1, len(jobs)))) as threads,
         ):
-            return list(threads.map(lambda j, s: self._propose(client, j, s), jobs, seeds))
+            proposals = list(threads.map(lambda j, s: self._propose(client, j, s), jobs, seeds))
+        if not self._reached:  # it is rather the address that is wrong than the server down
+            proposals = [replace(p, mendable=p.error is not None) for p in proposals]
+        return proposals
 
     def _propose(self, client: httpx.Client, job: Job, seed: int) -> Proposal:
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": instruction(job, self.prompt_words)}],
+            "messages": [{"role": "user", "content": self.wording.request(job)}],
             "max_tokens": self.max_tokens,
             "seed": seed,
         }
-        calls = 0
-        pause = FIRST_PAUSE_S
-        while True:
-            calls += 1
-            try:
-                answer = self._post(client, body)
-                break
-            except _Retry as failure:
-                if calls == ATTEMPTS:
-                    error = self._error(f"{failure} (asked {calls} times)")
-                    return Proposal(refusal="reflector failed", error=error, calls=calls)
-                self._sleep(min(max(pause, failure.wait_s), LONGEST_PAUSE_S))
-                pause *= 2
-            except ReflectionError as error:
-                return Proposal(refusal="reflector failed", error=error, calls=calls)
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text, refusal = edited_prompt(choice["message"].get("content") or "")
-        if choice.get("finish_reason") == "length":
-            text, refusal = "", "truncated"
+        assert self._replies is not None
+        reply = self._replies.get(body)
+        if reply is None:
+            answer = self._answer(client, body)
+            if isinstance(answer, Proposal):
+                return answer
+            reply = answer
+            self._replies.keep(body, reply)
+        text, refusal = edited_prompt(reply.content, reply.finish_reason)
         return Proposal(
             text=text,
             refusal=refusal,
-            calls=calls,
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            calls=reply.calls,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
         )
 
-    def _post(self, client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-        """One request; raises _Retry where another may succeed, else ReflectionError."""
+    def _answer(self, client: httpx.Client, body: dict[str, Any]) -> Reply | Proposal:
+        """The reply to one request, or the proposal that says why there is none."""
+        pause = FIRST_PAUSE_S
+        for calls in range(1, ATTEMPTS + 1):
+            try:
+                return replace(self._post(client, body), calls=calls)
+            except _Failure as failure:
+                last = failure
+            if not last.may_pass or calls == ATTEMPTS:
+                break
+            self._sleep(min(max(pause, last.wait_s), LONGEST_PAUSE_S))
+            pause *= 2
+        message = f"the reflection endpoint {self.url} {last}"
+        if calls > 1:
+            message += f" (asked {calls} times)"
+        if self._key:
+            message = message.replace(self._key, "[key]")
+        error = ReflectionError(message)
+        return Proposal(refusal=last.reason, error=error, mendable=last.mendable, calls=calls)
+
+    def _post(self, client: httpx.Client, body: dict[str, Any]) -> Reply:
+        """One request; raises _Failure."""
         deadline = time.monotonic() + self.timeout_s
         received = bytearray()
         try:
             with client.stream("POST", self.url, json=body) as response:
+                self._reached = True
                 for chunk in response.iter_bytes():
                     received += chunk
                     if len(received) > LONGEST_BODY:
-                        raise self._error(f"answered with more than {LONGEST_BODY} bytes")
+                        what = f"answered with more than {LONGEST_BODY} bytes"
+                        raise _Failure("no chat completion", what, may_pass=False)
                     if time.monotonic() > deadline:
-                        raise _Retry(f"gave no whole answer in {self.timeout_s:g} s")
+                        what = f"gave no whole answer in {self.timeout_s:g} s"
+                        raise _Failure("reflector too slow", what)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            what = f"cannot be reached ({error or type(error).__name__}): start it, or set "
+            raise _Failure("reflector unreachable", what + self._setting) from error
         except httpx.TimeoutException as error:
-            raise _Retry(f"gave no answer in {self.timeout_s:g} s") from error
+            self._reached = True
+            what = f"gave no answer in {self.timeout_s:g} s; fast.lm_timeout_s sets this time"
+            raise _Failure("reflector too slow", what) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise self._error(f"is not a usable address ({error}): set fast.lm_url") from error
+            what = f"is not a usable address ({error}): set {self._setting}"
+            raise _Failure("request refused", what, may_pass=False, mendable=True) from error
         except httpx.RequestError as error:
-            raise _Retry(f"cannot be reached ({error or type(error).__name__})") from error
-        if response.status_code == 429 or response.status_code >= 500:
+            self._reached = True
+            what = f"broke the connection ({error or type(error).__name__})"
+            raise _Failure("connection lost", what) from error
+        return self._checked(response, bytes(received))
+
+    def _checked(self, response: httpx.Response, received: bytes) -> Reply:
+        """What a response holds; raises _Failure where it is no chat completion."""
+        status = response.status_code
+        what = f"answers {status}: {_message(received)}"
+        if status in PASSING:
             wait_s = _retry_after(response.headers.get("retry-after", ""))
-            raise _Retry(f"answers {response.status_code}: {_message(received)}", wait_s)
-        if response.status_code != 200:
-            raise self._error(f"answers {response.status_code}: {_message(received)}")
+            raise _Failure("reflector busy", what, wait_s=wait_s)
+        if status >= 500:
+            wait_s = _retry_after(response.headers.get("retry-after", ""))
+            raise _Failure("server error", what, wait_s=wait_s)
+        if status != 200:
+            what = f"{what}; check {self._to_check(status)}"
+            raise _Failure("request refused", what, may_pass=False, mendable=True)
         try:
             answer = json.loads(received)
-            choice = answer["choices"][0]
-            if not isinstance(choice["message"].get("content") or "", str):
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            content = choice["message"].get("content") or ""
+            if not isinstance(content, str):
                 raise ValueError("content is not text")
-            usage = answer.get("usage") or {}
-            int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Retry("answers with something that is no chat completion") from error
-        return answer
+            return Reply(
+                content=content.encode("utf-8", "replace").decode(),  # no half characters
+                finish_reason=choice.get("finish_reason"),
+                calls=1,
+                prompt_tokens=int(usage.get("prompt_tokens") or 0),
+                completion_tokens=int(usage.get("completion_tokens") or 0),
+            )
+        except (
+            *(ValueError, KeyError, IndexError, TypeError, AttributeError),
+            *(OverflowError, RecursionError),
+        ) as error:
+            raise _Failure(
+                "no chat completion", "answers with something that is no chat completion"
+            ) from error
 
-    def _error(self, what: str) -> ReflectionError:
-        message = f"the reflection endpoint {self.url} {what}"
-        if self._key:
-            message = message.replace(self._key, "[key]")
-        return ReflectionError(message)
-
-
-def instruction(job: Job, prompt_words: int) -> str:
-    """The request for one edit, with as many examples as the budget holds."""
-    examples = _examples(job.rollouts)
-    longest = max((len(run) for run in re.findall("`+", job.parent + examples)), default=0)
-    return _INSTRUCTION.format(
-        fence="`" * max(3, longest + 1), parent=job.parent, examples=examples, words=prompt_words
-    )
-
-
-def edited_prompt(answer: str) -> tuple[str, str | None]:
-    """The last fenced block of a model's answer, or "" and why it is refused."""
-    answer = answer.rpartition("</think>")[2]
-    answer, still_thinking, _ = answer.partition("<think>")
-    found: str | None = None
-    fence, block = "", list[str]()
-    for line in answer.splitlines():
-        opening = re.match(r"\s*(`{3,})[^`]*$", line)
-        if not fence:
-            if opening:
-                fence, block = opening[1], []
-        elif (stripped := line.rstrip()).endswith(fence):
-            last = stripped.rstrip("`")
-            found, fence = "\n".join([*block, last] if last.strip() else block), ""
-        else:
-            block.append(line)
-    if fence or still_thinking:
-        return "", "truncated"
-    if found is None:
-        return "", "no fenced prompt"
-    return found.strip(), None
+    def _to_check(self, status: int) -> str:
+        """The settings that a refusal may come from."""
+        if status in (401, 402, 403):
+            return f"the key in the environment variable {self._key_env}"
+        if status in (400, 413, 422):
+            return "fast.lm_model, fast.lm_max_tokens and fast.lm_examples_tokens"
+        return f"{self._setting} and fast.lm_model"
 
 
-def _examples(rollouts: Sequence[Rollout]) -> str:
-    """Distinct answers, the worst first; failures leave some room for what worked."""
-    distinct = {(r.problem.id, r.text): r for r in rollouts}.values()
-    worst_first = sorted(distinct, key=lambda rollout: rollout.score.reward)
-    shown: list[str] = []
-    used = 0
-    for rollout in worst_first:
-        example = (
-            f"Example {len(shown) + 1}, score {rollout.score.reward:g}\n"
-            f"Question: {_cut(rollout.problem.question)}\n"
-            f"Answer: {_cut(rollout.text)}\n"
-            f"Feedback: {_cut(rollout.score.feedback)}\n"
-        )
-        share = FAILED_SHARE if rollout.score.reward < 1 else 1.0
-        if used + len(example) <= share * EXAMPLES_CHARACTERS:
-            shown.append(example)
-            used += len(example)
-    return "\n".join(shown)
+class _Failure(Exception):
+    """A failed request: why, in words that are counted, and whether the same one may succeed."""
 
-
-def _cut(text: str) -> str:
-    """At most `FIELD_CHARACTERS` of a text: its beginning and its end."""
-    text = text.strip()
-    if len(text) <= FIELD_CHARACTERS:
-        return text
-    half = FIELD_CHARACTERS // 2
-    return f"{text[:half]} […] {text[-half:]}"
-
-
-class _Retry(Exception):
-    """A failed request that may be repeated, after at least `wait_s`."""
-
-    def __init__(self, what: str, wait_s: float = 0.0):
+    def __init__(
+        self,
+        reason: str,
+        what: str,
+        *,
+        may_pass: bool = True,
+        mendable: bool = False,
+        wait_s: float = 0.0,
+    ):
+        """`mendable`: the user can help, and nothing else; `wait_s`: before the next attempt."""
         super().__init__(what)
+        self.reason, self.may_pass, self.mendable = reason, may_pass, mendable
         self.wait_s = wait_s
 
 
@@ -254,13 +246,13 @@ def _retry_after(header: str) -> float:
         return 0.0
 
 
-def _message(body: bytes | bytearray) -> str:
+def _message(body: bytes) -> str:
     """What the server says is wrong, in one short line."""
     text = body.decode(errors="replace")
     try:
         data = json.loads(text)
         error = data.get("error", data) if isinstance(data, dict) else data
         text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return " ".join(text.split())[:300] or "no message"

@@ -37,6 +37,7 @@ class Prompt:
     origin: str = "seed"  # or the name of the reflector that wrote it
     created_step: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    partner: str | None = None  # the prompt that its parent was merged with
 
     @property
     def id(self) -> str:
@@ -177,6 +178,7 @@ class Pool:
                     "id": prompt.id,
                     "text": prompt.text,
                     "parent": prompt.parent,
+                    **({"partner": prompt.partner} if prompt.partner else {}),
                     "origin": prompt.origin,
                     "scores": dict(prompt.scores),
                     "created_step": prompt.created_step,
@@ -254,6 +256,7 @@ def _prompt(entry: Mapping[str, Any]) -> Prompt:
     prompt = Prompt(
         text=entry["text"],
         parent=entry["parent"],
+        partner=entry.get("partner"),
         origin=entry["origin"],
         created_step=int(entry["created_step"]),
         scores={problem: float(score) for problem, score in entry["scores"].items()},

@@ -1,17 +1,19 @@
 """The seam between evolution and whoever proposes an edit: the reflector.
 
 A reflector sees a parent prompt with a minibatch of its rollouts and returns
-one *incremental* edit, as in the paper; free rewrites gave no gain there.  All
-jobs of a batch come in one call, so that a model behind a network can answer
-them side by side.
+one *incremental* edit, as in the paper; free rewrites gave no gain there and are
+`fast.recipe: full`.  With a partner it merges the two prompts.  All jobs of a
+batch come in one call, so that a model behind a network can answer them side by
+side.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from fst_jax.config import FastSettings
+from fst_jax.config import Config
 from fst_jax.errors import ReflectionError
 from fst_jax.rollout.rollouts import Rollout
 
@@ -21,7 +23,9 @@ class Job:
     """What one proposal learns from."""
 
     parent: str
-    rollouts: Sequence[Rollout]
+    rollouts: Sequence[Rollout]  # under the parent
+    partner: str | None = None  # a prompt to merge the parent with; None: edit the parent
+    partner_rollouts: Sequence[Rollout] = ()  # of the same problems
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Proposal:
 
     text: str = ""
     refusal: str | None = None  # counted as it stands, e.g. "truncated"
-    error: ReflectionError | None = None  # the reflector failed; counted, and raised if all did
+    error: ReflectionError | None = None  # why the reflector gave no answer
+    mendable: bool = False  # … which the user alone can help: raised if it is so for all jobs
     calls: int = 0  # requests to a model, retries included
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -44,17 +49,20 @@ class Reflector(Protocol):
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[Proposal]:
         """One proposal for each job, in order; all randomness comes from `rng`.
 
-        A job that fails is a `Proposal` with an error; an exception ends the run.
+        A job without an answer is a `Proposal` with a refusal and an error, and the run goes
+        on; an exception ends it.
         """
         ...
 
 
-def reflector_for(settings: FastSettings, count_tokens: Callable[[str], int]) -> Reflector:
-    """The reflector that `fast.reflector` names."""
-    if settings.reflector == "rules":
+def reflector_for(
+    config: Config, count_tokens: Callable[[str], int], replies: Path | None = None
+) -> Reflector:
+    """The reflector that `fast.reflector` names; `replies` is where a model's are kept."""
+    if config.fast.reflector == "rules":
         from fst_jax.fast.rules import RulesReflector
 
-        return RulesReflector(count_tokens, settings.max_prompt_tokens)
+        return RulesReflector(count_tokens, config.fast.max_prompt_tokens, config.fast.recipe)
     from fst_jax.fast.language_model import LanguageModelReflector
 
-    return LanguageModelReflector(settings)
+    return LanguageModelReflector(config, count_tokens, replies)

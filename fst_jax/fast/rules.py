@@ -2,15 +2,18 @@
 
 A task's feedback opens with advice that holds for any problem.  This reflector
 takes the advice of the failure seen most often in the minibatch and makes one
-edit of the parent's lines with it.  It is the offline default, strong where a
-task's advice is good and useless where it is not; the paper always asks a
-language model.  It cannot phrase, so it never changes the words of a line.
+edit of the parent's lines with it.  A rewrite is all lines of the parent and all
+advice at once, in any order; a merge is the parent's lines and then those of its
+partner that it lacks.  It is the offline default, strong where a task's advice is
+good and useless where it is not; the paper always asks a language model.  It
+cannot phrase, so it never changes the words of a line.
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from fst_jax.config import Recipe
 from fst_jax.fast.reflect import Job, Proposal
 from fst_jax.fast.validate import normalised
 from fst_jax.rollout.rollouts import Rollout
@@ -25,14 +28,52 @@ class RulesReflector:
 
     name = "rules"
 
-    def __init__(self, count_tokens: Callable[[str], int], max_tokens: int):
+    def __init__(
+        self, count_tokens: Callable[[str], int], max_tokens: int, recipe: Recipe = "light"
+    ):
         """Edits that would make a prompt longer than `max_tokens` are not made."""
         self.count_tokens = count_tokens
         self.max_tokens = max_tokens
+        self.recipe = recipe
 
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[Proposal]:
-        """One edit for each job."""
-        return [self._edit(job, rng) for job in jobs]
+        """One edit, rewrite or merge for each job."""
+        return [self._proposal(job, rng) for job in jobs]
+
+    def _proposal(self, job: Job, rng: random.Random) -> Proposal:
+        if job.partner is not None:
+            return self._merge(job.parent, job.partner)
+        return self._edit(job, rng) if self.recipe == "light" else self._rewrite(job, rng)
+
+    def _merge(self, parent: str, partner: str) -> Proposal:
+        """The parent and as many of its partner's other lines as fit."""
+        lines = parent.strip().splitlines()
+        merged = self._with(lines, partner.strip().splitlines())
+        if merged == lines:
+            return Proposal(refusal="nothing to merge")
+        return Proposal(text="\n".join(merged))
+
+    def _rewrite(self, job: Job, rng: random.Random) -> Proposal:
+        """The parent's lines and all advice, in any order, as much as fits."""
+        lines = [line for line in job.parent.strip().splitlines() if line.strip()]
+        failures = [rollout for rollout in job.rollouts if rollout.score.reward < 1]
+        everything = [*lines, *sorted({_advice_of(rollout) for rollout in failures} - {""})]
+        rng.shuffle(everything)
+        rewritten = self._with([], everything)
+        if rewritten == lines:
+            return Proposal(refusal="nothing to edit")
+        return Proposal(text="\n".join(rewritten))
+
+    def _with(self, lines: Sequence[str], more: Iterable[str]) -> list[str]:
+        """`lines` and those of `more` that say something else and still fit."""
+        lines, said = list(lines), {_same(line) for line in lines}
+        for line in more:
+            longer = [*lines, line]
+            if _same(line) in said or self.count_tokens("\n".join(longer)) > self.max_tokens:
+                continue
+            lines = longer
+            said.add(_same(line))
+        return lines
 
     def _edit(self, job: Job, rng: random.Random) -> Proposal:
         lines = job.parent.strip().splitlines()
@@ -69,7 +110,7 @@ def _advice(
     """
     by_category: dict[str, Counter[str]] = {}
     for rollout in failures:
-        advice = rollout.score.feedback.strip().partition("\n")[0].strip()
+        advice = _advice_of(rollout)
         counts = by_category.setdefault(rollout.score.category, Counter())
         if advice:
             counts[advice] += 1
@@ -85,6 +126,11 @@ def _advice(
             weights = [by_category[category][advice] for advice in new]
             return rng.choices(new, weights=weights)[0], standing
     return "", standing
+
+
+def _advice_of(rollout: Rollout) -> str:
+    """The opening line of a rollout's feedback, which holds for any problem."""
+    return rollout.score.feedback.strip().partition("\n")[0].strip()
 
 
 def _same(line: str) -> str:

@@ -18,6 +18,7 @@ ANSWER_CHARACTERS = 8  # … and so may one shorter than this ("1, 2, 3")
 THINK_TAGS = ("<think>", "</think>")  # control tokens that many tokenizers list as plain text
 
 _WORD = re.compile(r"\w+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tabs and line ends
 
 
 def normalised(text: str) -> str:
@@ -81,6 +82,8 @@ class Validator:
             return "empty"
         if any(token in text for token in self.control_tokens):
             return "control tokens"
+        if _CONTROL.search(text):
+            return "control characters"
         if self.count_tokens(text) > self.max_tokens:
             return "too long"
         if normalised(text) == normalised(parent) or normalised(text) in known:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_jax.config import FastSettings
+from fst_jax.config import Config, FastSettings
 from fst_jax.errors import ConfigError, ReflectionError, TaskError
 from fst_jax.fast.evolve import EvolveReport, evolve, smallest_budget
 from fst_jax.fast.pool import Pool, Prompt
@@ -44,7 +44,7 @@ def run(
     version: int = 1,
     anchors: Sequence[Problem] = ANCHORS,
 ) -> tuple[Pool, EvolveReport]:
-    reflector = reflector or reflector_for(settings, VALIDATOR.count_tokens)
+    reflector = reflector or reflector_for(Config(fast=settings), VALIDATOR.count_tokens)
     return evolve(pool, anchors, policy, reflector, VALIDATOR, settings, step, version)
 
 
