@@ -119,3 +119,31 @@ def test_an_edit_is_one_step_and_never_says_a_thing_twice(lines, rollouts, seed)
     added, removed = set(edited) - set(lines), set(lines) - set(edited)
     assert len(added) <= 1 and len(removed) <= 1
     assert added <= {r.score.feedback.splitlines()[0] for r in rollouts}
+
+
+def test_a_rewrite_has_all_advice_and_all_lines_in_any_order() -> None:
+    reflector = RulesReflector(words, 100, "full")
+    job = Job("First.\nuse a box", FAILED)
+    found = {reflector.propose([job], random.Random(seed))[0].text for seed in range(100)}
+    assert len(found) > 3
+    for text in found:
+        lines = {line.casefold().rstrip(".") for line in text.splitlines()}
+        assert lines == {"first", "use a box", "start at the end"}
+        assert len(text.splitlines()) == 3
+    short = RulesReflector(words, 5, "full")
+    assert all(words(short.propose([job], random.Random(i))[0].text) <= 5 for i in range(20))
+    [proposal] = reflector.propose([Job("One line.", [])], random.Random(0))
+    assert proposal.refusal == "nothing to edit"
+
+
+def test_a_merge_is_the_parent_and_what_its_partner_has_more() -> None:
+    reflector = RulesReflector(words, 6)
+
+    def merged(parent: str, partner: str) -> str | None:
+        [proposal] = reflector.propose([Job(parent, FAILED, partner)], random.Random(0))
+        return proposal.text or proposal.refusal
+
+    assert merged("First.\nSecond.", "second\nThird.") == "First.\nSecond.\nThird."
+    assert merged("First.", " first ") == "nothing to merge"
+    # As much as fits, of the partner alone.
+    assert merged("A a a.", "B b b b.\nC c c.\nD.") == "A a a.\nC c c."
