@@ -85,6 +85,8 @@ def test_who_watches_and_how_the_reflector_is_reached_may_change(config):
     folder.create(config)
     folder.check(replace(config, tracking=TrackingSettings(tensorboard=True)))
     folder.check(replace(config, fast=replace(config.fast, lm_url="http://elsewhere/v1")))
+    priced = replace(config.fast, lm_price_in=1.0, lm_price_out=2.0)
+    folder.check(replace(config, fast=priced))
     with pytest.raises(RunError, match="fast.lm_model"):
         folder.check(replace(config, fast=replace(config.fast, lm_model="another")))
 

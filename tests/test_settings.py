@@ -116,6 +116,32 @@ def test_inconsistent_settings_of_the_objective(config_file, text, said):
     assert said in message(config_file(f"slow: {{{text}}}"))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("anchor_rollouts: 0", "fast.anchor_rollouts: must be at least 1, not 0"),
+        ("anchor_rollouts: 5", "takes 976 rollouts: two minibatches and 960 on the anchors"),
+        ("lm_examples_tokens: 99", "fast.lm_examples_tokens: must be at least 100, not 99"),
+        ("lm_price_in: 1, lm_price_out: -1", "fast.lm_price_out: must be at least 0 and finite"),
+        ("lm_price_in: 1", "fast.lm_price_out: a cost takes both prices"),
+        ("lm_price_out: 1", "fast.lm_price_in: a cost takes both prices"),
+        ("reflector: lm, lm_url: null", "fast.lm_url: null means the policy's own server"),
+        ("reflector: lm, lm_url: localhost", "fast.lm_url: must begin with http:// or https://"),
+        ("acceptance: lax", "expected lateral or strict or or_equal or none"),
+        ("parent: any", "expected pareto or top_k_pareto or best or epsilon_greedy"),
+        ("recipe: heavy", "expected light or full"),
+    ],
+)
+def test_inconsistent_settings_of_the_fast_round(config_file, text, said):
+    assert said in message(config_file(f"fast: {{{text}}}"))
+
+
+def test_the_policy_reflects_on_itself_where_it_is_served(config_file):
+    text = "rollout: {engine: sglang}\nfast: {reflector: lm, lm_url: null, acceptance: none}"
+    fast = loaded(config_file(text)).fast
+    assert fast.lm_url is None and fast.acceptance == "none"
+
+
 def test_a_key_given_twice(config_file):
     assert "config.yaml:2: seed: given twice" in message(config_file("seed: 1\nseed: 2\n"))
 

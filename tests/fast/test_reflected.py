@@ -11,13 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from fst_jax.config import Config, FastSettings, RolloutSettings
 from fst_jax.errors import ReflectionError
+from fst_jax.fast.language_model import LanguageModelReflector
 from fst_jax.fast.pool import Pool, Prompt
-from fst_jax.tasks.task import Problem
+from fst_jax.fast.reflect import Job
+from fst_jax.models.folder import load_tokenizer
+from fst_jax.rollout.chat import Chat
+from fst_jax.tasks.task import Problem, Score
 from tests.fast.endpoint import RESET, Endpoint, chat, editor, serving
+from tests.fast.policy import rollout
 from tests.fast.reflected import GRAPH, round_through
+from tests.helpers import tiny_model_folder
+from tests.rollout import served
 
 ROOT = Path(__file__).parents[2]
+NO = Score(0.0, "No.", "wrong")
 GOOD = f"{GRAPH.seed_prompt}\nWork backwards from the goal."
 
 
@@ -179,3 +188,23 @@ def test_merges_and_rewrites_are_asked_for(endpoint: Endpoint) -> None:
     best = pool.active_prompts[0]
     assert best.text == "Solve even ones and odd ones." and best.mean_score == 1.0
     assert {best.parent, best.partner} == {prompt.id for prompt in known[1:]}
+
+
+@pytest.mark.slow
+def test_the_embedded_server_is_a_reflector(tmp_path, monkeypatch) -> None:
+    """Of a random model, which says nothing; the request comes through whole, and is counted."""
+    folder = tiny_model_folder(tmp_path / "model", max_position_embeddings=1024)
+    monkeypatch.setenv("FST_JAX_API_KEY", "sk-own")
+    with served.serving(folder, "--api-key", "sk-own", "--slots", 2) as server:
+        config = Config(
+            rollout=RolloutSettings(engine="sglang", url=server.url),
+            fast=FastSettings(lm_url=None, lm_max_tokens=16),
+        )
+        tokens = Chat(load_tokenizer(folder))
+        reflector = LanguageModelReflector(config, tokens.count)
+        job = Job("Answer.", [rollout(GRAPH.problems("train")[0], "Answer.", "?", NO)])
+        [proposal] = reflector.propose([job], random.Random(0))
+    assert proposal.refusal in ("truncated", "no fenced prompt") and proposal.error is None
+    asked = [{"role": "user", "content": reflector.wording.request(job)}]
+    assert proposal.prompt_tokens == len(tokens.encode(asked)) and proposal.calls == 1
+    assert 0 < proposal.completion_tokens <= 16

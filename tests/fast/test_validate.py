@@ -43,6 +43,11 @@ def test_control_tokens(token: str) -> None:
     assert reason(f"Answer{token}.") == "control tokens"
 
 
+@pytest.mark.parametrize("text", ["An\x1b[2Jswer", "Answer\0", "Answer\x85", "A\x7f"])
+def test_control_characters(text: str) -> None:
+    assert reason(text) == "control characters"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -67,6 +72,7 @@ def test_quotes_training_answers(text: str) -> None:
         "You will find the shortest route through the following graph and report it.",  # wording
         "Who painted the ceiling of the chapel?",  # seven words
         "Name the country: Norway.",
+        "First:\tthink.\r\nThen: größer 😀\u200d.",  # tabs, line ends and joiners are text
     ],
 )
 def test_what_is_no_quotation(text: str) -> None:
