@@ -302,8 +302,9 @@ class FastSettings:
     )
     merge: bool = setting(
         False,
-        "After a batch that found a new prompt, let one proposal of the next one merge the two of "
-        "the frontier that solve most together (open in the paper; GEPA's default: no).",
+        "Let one proposal of a round's first batch, and of every batch after one that found a new "
+        "prompt, merge the two prompts of the frontier that solve most together (open in the "
+        "paper; GEPA's default: no).",
     )
     max_prompt_tokens: int = setting(
         512, "Longest prompt that a proposal may have, in tokens (open in the paper; ours)."
