@@ -15,6 +15,7 @@ from fst_jax.fast.pool import Pool
 from tests.fast.endpoint import Endpoint, chat, editor, serving
 from tests.tiny_run import arguments, events, run
 
+pytestmark = pytest.mark.slow
 VARIES = {"time_s", "seconds", "compiles", "mfu"}
 
 
@@ -36,19 +37,19 @@ def test_a_run_goes_on_without_its_reflector_and_stops_where_the_user_must_help(
     endpoint: Endpoint, model: Path, task: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(language_model, "FIRST_PAUSE_S", 0.001)
-    in_first = 4  # requests that are answered
+    in_first = 2  # requests that are answered
 
     def dies(body: dict[str, Any]) -> Any:
         return editor(body) if len(endpoint.requests) <= in_first else (500, {}, b"out of memory")
 
     endpoint.answer = dies
-    prices = ("--fast.lm_price_in", "1", "--fast.lm_price_out", "10")
-    argv = arguments(model, task, tmp_path, "--slow.enabled", "false", *asking(endpoint, *prices))
+    more = ("--fast.lm_price_in", "1", "--fast.lm_price_out", "10", "--fast.acceptance", "none")
+    argv = arguments(model, task, tmp_path, "--slow.enabled", "false", *asking(endpoint, *more))
     assert run(monkeypatch, argv) == 0
     first, second = rounds(tmp_path)
-    assert first["reflection_calls"] >= 2 and first["accepted"] >= 1
-    cost = (11 * 1 + 7 * 10) * len({*endpoint.seeds[:in_first]}) / 1e6
-    assert first["reflection_cost"] + second["reflection_cost"] == pytest.approx(cost)
+    assert first["reflection_calls"] == first["accepted"] == in_first
+    assert first["reflection_cost"] == pytest.approx(in_first * (11 * 1 + 7 * 10) / 1e6)
+    assert second["reflection_cost"] == 0 and second["reflection_calls"] == 10
     assert second["rejected_by_reason"]["server error"] == 2 and second["accepted"] == 0
     assert second["staleness"] is not None and first["staleness"] is None
     pools = [Pool.load(tmp_path / f"ci_tiny/pool/{step}.json") for step in (0, 2)]
@@ -65,7 +66,6 @@ def test_a_run_goes_on_without_its_reflector_and_stops_where_the_user_must_help(
     assert "Traceback" not in error
 
 
-@pytest.mark.slow
 def test_a_run_killed_in_a_fast_round_resumes_without_asking_again(
     endpoint: Endpoint, model: Path, task: Path, tmp_path: Path
 ) -> None:
