@@ -342,6 +342,12 @@ class FastSettings:
         "Longest selection of answers and feedback in one request, in tokens of the policy's "
         "tokenizer (ours).",
     )
+    lm_options: dict[str, Any] = setting(
+        {},
+        "More fields of each request, e.g. {temperature: 0.7, chat_template_kwargs: "
+        "{enable_thinking: false}}; null leaves a field out that is there by default, such as seed "
+        "(ours: none, the endpoint's own defaults).",
+    )
     lm_timeout_s: float = setting(120.0, "Seconds to wait for one answer before retrying (ours).")
     lm_price_in: float | None = setting(
         None,

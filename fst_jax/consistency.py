@@ -193,6 +193,12 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
             "null means the policy's own server, and there is none: name an endpoint, or set "
             "rollout.engine to sglang",
         )
+        for field in ("messages", "n", "stream"):
+            require(
+                field not in config.fast.lm_options,
+                "fast.lm_options",
+                f"{field} is not to be set: a request is one question with one answer, as a whole",
+            )
         prices = (config.fast.lm_price_in, config.fast.lm_price_out)
         for key, price in zip(("in", "out"), prices, strict=True):
             require(

@@ -127,6 +127,7 @@ def test_inconsistent_settings_of_the_objective(config_file, text, said):
         ("lm_price_out: 1", "fast.lm_price_in: a cost takes both prices"),
         ("reflector: lm, lm_url: null", "fast.lm_url: null means the policy's own server"),
         ("reflector: lm, lm_url: localhost", "fast.lm_url: must begin with http:// or https://"),
+        ("lm_options: {stream: true}", "fast.lm_options: stream is not to be set"),
         ("acceptance: lax", "expected lateral or strict or or_equal or none"),
         ("parent: any", "expected pareto or top_k_pareto or best or epsilon_greedy"),
         ("recipe: heavy", "expected light or full"),

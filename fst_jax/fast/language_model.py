@@ -67,7 +67,7 @@ class LanguageModelReflector:
         self._setting = "rollout.url" if own else "fast.lm_url"
         self._key_env = key_env
         self.model = fast.lm_model
-        self.max_tokens = fast.lm_max_tokens
+        self.max_tokens, self.options = fast.lm_max_tokens, fast.lm_options
         self.timeout_s = fast.lm_timeout_s
         words = max(1, fast.max_prompt_tokens * 2 // 3)
         self.wording = Wording(fast.recipe, words, fast.lm_examples_tokens, count_tokens)
@@ -103,20 +103,23 @@ class LanguageModelReflector:
         return proposals
 
     def _propose(self, client: httpx.Client, job: Job, seed: int) -> Proposal:
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": self.wording.request(job)}],
             "max_tokens": self.max_tokens,
             "seed": seed,
         }
+        body |= self.options
+        known = body | {"seed": seed}
         assert self._replies is not None
-        reply = self._replies.get(body)
+        reply = self._replies.get(known)
         if reply is None:
-            answer = self._answer(client, body)
+            sent = {name: value for name, value in body.items() if value is not None}
+            answer = self._answer(client, sent)
             if isinstance(answer, Proposal):
                 return answer
             reply = answer
-            self._replies.keep(body, reply)
+            self._replies.keep(known, reply)
         text, refusal = edited_prompt(reply.content, reply.finish_reason)
         return Proposal(
             text=text,
@@ -216,7 +219,7 @@ class LanguageModelReflector:
         if status in (401, 402, 403):
             return f"the key in the environment variable {self._key_env}"
         if status in (400, 413, 422):
-            return "fast.lm_model, fast.lm_max_tokens and fast.lm_examples_tokens"
+            return "fast.lm_model, lm_max_tokens, lm_examples_tokens and lm_options"
         return f"{self._setting} and fast.lm_model"
 
 

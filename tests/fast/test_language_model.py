@@ -206,7 +206,7 @@ def test_a_refusal_is_final_and_hides_the_key(endpoint: Endpoint, monkeypatch) -
     for status, body, setting in (
         (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, "variable TEST_KEY"),
         (402, {"error": "no credit"}, "variable TEST_KEY"),
-        (400, {"message": "context too long"}, "fast.lm_examples_tokens"),
+        (400, {"message": "context too long"}, "lm_examples_tokens"),
         (404, {"detail": "no such model"}, "fast.lm_model"),
         (302, b"moved", "fast.lm_url"),
     ):
@@ -264,3 +264,18 @@ def test_costs_may_be_missing(endpoint: Endpoint) -> None:
     endpoint.replies = [(200, {}, chat(EDIT, usage=None))]
     [proposal], _ = ask(endpoint)
     assert proposal.text and (proposal.prompt_tokens, proposal.completion_tokens) == (0, 0)
+
+
+def test_a_request_may_have_other_fields(endpoint: Endpoint, tmp_path) -> None:
+    options = {"temperature": 0.7, "max_tokens": None, "max_completion_tokens": 50, "seed": None}
+    kept = tmp_path / "reflections.jsonl"
+    asked = reflector([], kept, lm_url=endpoint.url, lm_options=options)
+    assert all(proposal.text for proposal in asked.propose([JOB] * 2, random.Random(0)))
+    for body, _ in endpoint.requests:
+        assert body.keys() == {
+            *("model", "messages", "temperature", "max_completion_tokens", "path")
+        }
+    asked.propose([JOB] * 2, random.Random(0))
+    assert len(endpoint.requests) == 2  # known by their seeds all the same
+    reflector([], kept, lm_url=endpoint.url).propose([JOB] * 2, random.Random(0))
+    assert len(endpoint.requests) == 4
