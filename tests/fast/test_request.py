@@ -113,3 +113,10 @@ def test_a_cut_keeps_the_beginning_and_the_end() -> None:
     # A budget in characters where every character is a token.
     letters = Wording("light", 300, 1000, len).request(Job("Answer.", [seen("q", "x" * 9999, 0.0)]))
     assert letters.count("x") < 200
+
+
+def test_failures_leave_room_for_what_worked() -> None:
+    rollouts = [seen(f"{i}", "wrong " * 60, 0.0) for i in range(50)]
+    text = wording(budget=1000).request(Job("Answer.", [*rollouts, seen("x", "right", 1.0)]))
+    assert "Answer: right" in text
+    assert 700 < sum(words(line) for line in text.splitlines() if "wrong " in line) < 800
