@@ -358,6 +358,25 @@ class FastSettings:
 
 
 @dataclass(frozen=True)
+class DistillSettings:
+    enabled: bool = setting(
+        False,
+        "FST-distill (paper eq. 8): in place of RL, θ learns to answer without the evolved prompts "
+        "as the frozen model does under them; see docs/distillation.md.",
+    )
+    teacher_refresh: int = setting(
+        0,
+        "Steps after which the weights of then become the teacher's; 0: they stay the base's "
+        "(paper eq. 8: the teacher is frozen; ours: never).",
+    )
+    student_prompt: Literal["none", "seed"] = setting(
+        "none",
+        "System prompt under which the student samples and learns: none (paper eq. 8: π_θ is given "
+        "x alone) or the seed prompt, as RL alone has it.",
+    )
+
+
+@dataclass(frozen=True)
 class ParallelSettings:
     mesh: dict[str, int] = setting(
         {"data": 1, "fsdp": -1, "tensor": 1},
@@ -423,6 +442,7 @@ class Config:
     slow: SlowSettings = field(default_factory=SlowSettings)
     sft: SupervisedSettings = field(default_factory=SupervisedSettings)
     fast: FastSettings = field(default_factory=FastSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -433,3 +453,13 @@ class Config:
     def population(self) -> int:
         """K as used: the seed prompt alone when the fast weights are off."""
         return self.fast.population if self.fast.enabled else 1
+
+    @property
+    def rollouts_per_context(self) -> int:
+        """Rollouts that a step samples of one context: G/K, or all G of the student's, if any."""
+        return self.rollout.group_size // (1 if self.distill.enabled else self.population)
+
+    @property
+    def unprompted(self) -> bool:
+        """Whether θ is to answer without any prompt."""
+        return self.distill.enabled and self.distill.student_prompt == "none"

@@ -35,6 +35,7 @@ _MINIMA = {
     "fast.max_prompt_tokens": 1,
     "fast.lm_max_tokens": 1,
     "fast.lm_examples_tokens": 100,
+    "distill.teacher_refresh": 0,
     "train.steps": 1,
     "eval.every": 0,
     "eval.problems": 1,
@@ -78,7 +79,7 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
         value = getattr(getattr(config, section), name)
         require(0 < value < math.inf, key, f"must be above 0 and finite, not {value}")
     require(
-        config.rollout.group_size >= 2 or not config.slow.enabled,
+        config.rollout.group_size >= 2 or not config.slow.enabled or config.distill.enabled,
         "rollout.group_size",
         "G must be at least 2: a group of one has no advantage",
     )
@@ -130,6 +131,8 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
         "slow.kl_coefficient is 0, so that no reference is used: set it to 0, or the "
         "coefficient above 0",
     )
+    if config.distill.enabled:
+        found.extend(_of_distillation(config))
     require(
         config.slow.enabled or config.fast.enabled,
         "slow.enabled",
@@ -228,6 +231,48 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
             "must be below rollout.max_prompt_tokens, which also holds the problem",
         )
     return found
+
+
+def _of_distillation(config: Config) -> list[tuple[str, str]]:
+    """What does not go with a student and its teacher."""
+    slow, distill = config.slow, config.distill
+    refused = {
+        "slow.enabled": (
+            not slow.enabled,
+            "distill.enabled is true, and the student's weights are what slow.enabled trains: set "
+            "it to true, or distill.enabled to false",
+        ),
+        "distill.student_prompt": (
+            distill.student_prompt == "seed" and not config.fast.enabled,
+            "with fast.enabled false the teacher has the seed prompt too, so that there is nothing "
+            "to learn from it: set it to none, or fast.enabled to true",
+        ),
+        "distill.teacher_refresh": (
+            distill.teacher_refresh > 0 and slow.lora_rank > 0,
+            "with LoRA the teacher is the base with its adapters off, which stays as it is: set it "
+            "to 0, or slow.lora_rank to 0",
+        ),
+        "slow.reference": (
+            slow.reference == "offload",
+            "distill.enabled is true, and the teacher is read for every micro-batch, so that it "
+            "cannot wait in the host's memory: set it to copy",
+        ),
+        "slow.reference_refresh": (
+            slow.reference_refresh > 0,
+            "distill.enabled is true, and its loss has a teacher in place of a reference: set it "
+            "to 0, and distill.teacher_refresh instead",
+        ),
+        "slow.kl_placement": (
+            slow.kl_placement == "reward",
+            "distill.enabled is true, and its loss takes no reward: set it to loss",
+        ),
+        "fast.reuse": (
+            config.fast.enabled and config.fast.reuse,
+            "distill.enabled is true, and rollouts of a fast round are the prompted teacher's, not "
+            "the student's: set it to false",
+        ),
+    }
+    return [(key, message) for key, (holds, message) in refused.items() if holds]
 
 
 def _is_pattern(text: str) -> bool:

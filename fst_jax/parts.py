@@ -221,4 +221,5 @@ def make_learner(config: Config, inputs: Inputs, model: Decoder) -> Learner | No
     """The slow weights' learner, or None where they stay frozen."""
     if not config.slow.enabled:
         return None
-    return Learner(model, config.slow, inputs.mesh, config.seed)
+    distilling = config.distill if config.distill.enabled else None
+    return Learner(model, config.slow, inputs.mesh, config.seed, distilling)

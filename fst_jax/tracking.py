@@ -109,6 +109,7 @@ class ConsoleTracker:
         left_s = (time.monotonic() - self._start) / self._seen * max(self._steps - step, 0)
         yield _item("reward", values.get("reward_mean"))
         yield _item("kl", values.get("kl_k3"))
+        yield _item("distill kl", values.get("distill_kl"))
         yield _item("loss", values.get("loss"))
         yield _item("entropy", values.get("entropy"))
         seconds = sum((values.get("seconds") or {}).values())

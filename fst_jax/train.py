@@ -6,8 +6,10 @@
 Every T steps a fast round evolves the pool of prompts Φ under the current
 weights; every step samples G rollouts of each problem, G/K under each prompt,
 and moves the weights θ with advantages over the whole group.  `slow.enabled`
-and `fast.enabled` switch either half off.  Running the same command again
-resumes; with more `train.steps`, it goes on.
+and `fast.enabled` switch either half off; with `distill.enabled` (FST-distill)
+rollouts are sampled without the prompts, and θ moves towards the frozen model
+under them.  Running the same command again resumes; with more `train.steps`,
+it goes on.
 """
 
 import sys
@@ -38,7 +40,8 @@ from fst_jax.rollout.parity import Parity
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
-from fst_jax.slow.groups import group_metrics, samples_of, unlabelled
+from fst_jax.slow.distill import pack_pairs
+from fst_jax.slow.groups import followers, group_metrics, samples_of, unlabelled
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.objectives import recipe
 from fst_jax.slow.packing import (
@@ -74,30 +77,37 @@ def train(config: Config) -> None:
     def weights() -> Any:
         return learner.params if learner else base
 
+    def prompted() -> Any:  # who reads Φ: θ itself, or the teacher of a θ that does without
+        return learner.reference if learner and config.distill.enabled else weights()
+
     def held_out(params: Any, name: str, context: str) -> None:
         params = on_devices(params)  # the base may wait elsewhere
-        prompts = [exam.task.seed_prompt] if context == "seed" else texts(progress.pool)
         sync(actor, parity, params, progress.step)
-        for values, shown in evaluator(params, prompts):
+        prompts = {"none": [""], "seed": [exam.task.seed_prompt], "pool": texts(progress.pool)}
+        for values, shown in evaluator(params, prompts[context]):
             journal.evaluation({"weights": name, "context": context, **values}, shown)
         actor.take_spent()
 
+    constant = ["none", "seed"] if config.unprompted else ["seed"]  # contexts beside Φ
+
     def held_out_now() -> None:
-        if learner:
-            held_out(weights(), "trained", "seed")
+        for context in constant if learner else []:
+            held_out(weights(), "trained", context)
         if config.fast.enabled:
             held_out(weights(), "trained" if learner else "base", "pool")
 
     with StopRequest() as stop:
         if not journal.resumed:
-            held_out(base, "base", "seed")
+            for context in constant:
+                held_out(base, "base", context)
         while progress.step < config.train.steps and not any_of(stop.requested):
             step, evolve_s = progress.step, 0.0
             if order.begins_stage(step):
                 forget(exam, progress, learner)
-            sync_s = sync(actor, parity, weights(), step)
+            evolves = config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps)
+            sync_s = sync(actor, parity, prompted() if evolves else weights(), step)
 
-            if config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps):
+            if evolves:
                 anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
                 began = time.monotonic()
                 progress.pool, report = fast_round(  # Φ_c → Φ_c+1, anchored on L_c
@@ -107,17 +117,22 @@ def train(config: Config) -> None:
                     progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
                 evolve_s = time.monotonic() - began
                 journal.fast_round(report, order.label(step), actor.take_spent(), evolve_s)
+                if config.distill.enabled:
+                    sync_s += sync(actor, parity, weights(), step)
 
             progress.step, progress.finished = step + 1, False
             if learner:
                 groups = sample_groups(config, actor, order.minibatch(step), progress, step)
                 began = time.monotonic()
-                metrics = slow_step(config, learner, groups)  # one step on θ, by CISPO
+                if config.distill.enabled:
+                    metrics = distill_step(config, exam, learner, groups, progress.pool)
+                else:
+                    metrics = slow_step(config, learner, groups)  # one step on θ, by CISPO
                 metrics["task"] = order.label(step)
                 metrics |= {"sync_mismatch": parity.last} if parity else {}
                 seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
                 journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
-                if due(progress.step, config.slow.reference_refresh):
+                if due(progress.step, learner.refresh_every):
                     learner.refresh_reference()
             if due(progress.step, config.checkpoint.export_every):
                 journal.keep_weights()
@@ -174,10 +189,13 @@ def sample_groups(
 ) -> list[list[Rollout]]:
     """G rollouts of each problem, G/K under each of the K prompts: one group a problem.
 
-    What the fast round left over is claimed first.
+    What the fast round left over is claimed first.  A student's G are all under its own prompt.
     """
-    each = config.rollout.group_size // config.population
-    pairs = [(problem, prompt) for problem in problems for prompt in texts(progress.pool)]
+    prompts = texts(progress.pool)
+    if config.distill.enabled:
+        prompts = [""] if config.unprompted else [progress.pool.seed.text]
+    each = config.rollouts_per_context
+    pairs = [(problem, prompt) for problem in problems for prompt in prompts]
     staleness, since = config.fast.reuse_staleness, 0
     if staleness is not None:
         since = step - staleness
@@ -204,6 +222,21 @@ def slow_step(
         metrics["kl_penalty_mean"] = float(penalties.mean())
     parts = split_problems(samples_of(groups, slow, penalties), slow.minibatches)
     return metrics | learner.step(*packed(config, learner, parts))
+
+
+def distill_step(
+    config: Config, exam: Exam, learner: Learner, groups: Sequence[Sequence[Rollout]], pool: Pool
+) -> dict[str, Any]:
+    """The step's updates of a θ without Φ towards the teacher, who reads each of the K in turn."""
+    slow, rollout = config.slow, config.rollout
+    parts = split_problems(followers(groups, texts(pool), exam.context), slow.minibatches)
+    each = rollout.group_size // config.population
+    per_row = completions_per_row(
+        each, rollout.max_prompt_tokens, rollout.max_new_tokens, learner.hidden_size
+    )
+    aggregation, longest = recipe(slow).aggregation, rollout.max_new_tokens
+    pairs = pack_pairs(parts, per_row, slow.micro_batch_rows, learner.mesh, aggregation, longest)
+    return group_metrics(groups) | learner.step(*pairs)
 
 
 def packed(config: Config, learner: Learner, parts: Sequence[Sequence[Sample]]) -> list[Batch]:

@@ -7,7 +7,7 @@ ablation, where each prompt's rollouts are compared among themselves.  With
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fst_jax.rollout.rollouts import Rollout
 from fst_jax.slow.advantages import group_advantages
 from fst_jax.slow.objectives import recipe
 from fst_jax.slow.packing import Sample
+from fst_jax.tasks.task import Problem
 
 
 def samples_of(
@@ -57,6 +58,32 @@ def samples_of(
             valid=bool(has_variance),
         )
         for (p, rollout), advantage, has_variance in zip(flat, advantages, valid, strict=True)
+    ]
+
+
+def followers(
+    groups: Sequence[Sequence[Rollout]],
+    prompts: Sequence[str],
+    context: Callable[[Problem, str], Sequence[int]],
+) -> list[Sample]:
+    """A student's rollouts, G of each problem, with the teacher's context under one of K prompts.
+
+    Each prompt is that of G/K rollouts, one after another.  `context` gives a problem's token ids
+    under a prompt.
+    """
+    return [
+        Sample(
+            context_ids=rollout.context_ids,
+            ids=rollout.completion.ids,
+            logprobs=rollout.completion.logprobs,
+            temperature=rollout.completion.temperature,
+            group=p,
+            advantage=0.0,
+            valid=True,
+            teacher_ids=tuple(context(rollout.problem, prompts[i * len(prompts) // len(group)])),
+        )
+        for p, group in enumerate(groups)
+        for i, rollout in enumerate(group)
     ]
 
 

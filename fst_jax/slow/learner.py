@@ -9,8 +9,12 @@ base.  The reference is scored first, then gradients accumulate over
 micro-batches in a `lax.scan`; an update whose gradient is not finite changes
 nothing and is counted.  A step may make several updates, over parts of its
 problems and over all of them again; each is the same compiled program.
+
+With `distill.enabled` the loss is that of `distill.py`, and the frozen weights
+are its teacher; all else is the same.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,11 +27,11 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from fst_jax.config import SlowSettings
+from fst_jax.config import DistillSettings, SlowSettings
 from fst_jax.models.decoder import Decoder
 from fst_jax.models.lora import Adapters
 from fst_jax.parallel.sharding import batch_shardings, in_host_memory, put, replicated, shardings
-from fst_jax.slow import importance, kl
+from fst_jax.slow import distill, importance, kl
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import policy_loss
 from fst_jax.slow.optimizer import learning_rate, make_optimizer
@@ -37,6 +41,8 @@ from fst_jax.slow.policy import policy, reference_logprobs, starting_point, whol
 
 Params = Any  # nnx.State of the decoder's parameters; what is trained may be adapters instead
 Metrics = dict[str, Float[Array, ""]]
+# (params, frozen, *parts of a micro-batch) -> its share of the loss and of every metric
+Share = Callable[..., tuple[Float[Array, ""], Metrics]]
 
 
 class LearnerState(NamedTuple):
@@ -91,33 +97,26 @@ def _add(total: Metrics, share: Metrics) -> Metrics:
     }
 
 
-def train_step(
+def update(
     state: LearnerState,
     frozen: Params,
-    batch: Batch,
-    *,
-    graphdef: Any,
+    batch: tuple[Any, ...],
+    share: Share,
     settings: SlowSettings,
-    mesh: Mesh,
 ) -> tuple[LearnerState, Metrics]:
-    """One update of θ; pure.  `batch` holds all micro-batches (leading axis M).
+    """One update of θ by the loss whose shares are given; pure.
 
-    What is trained and what is frozen: see `policy.py`.
+    `batch` is what a share takes of all micro-batches (leading axis M).
     """
-    scored = (batch, reference_logprobs(frozen, batch, graphdef, settings, mesh))
-    gradient_of = jax.grad(
-        partial(micro_batch_loss, graphdef=graphdef, settings=settings, mesh=mesh), has_aux=True
-    )
+    gradient_of = jax.grad(share, has_aux=True)
 
-    def accumulate(carry: tuple[Params, Metrics], rows: tuple[Batch, Array]) -> tuple[Any, None]:
-        gradients, metrics = gradient_of(state.params, frozen, *rows)
+    def accumulate(carry: tuple[Params, Metrics], part: tuple[Any, ...]) -> tuple[Any, None]:
+        gradients, metrics = gradient_of(state.params, frozen, *part)
         return (jax.tree.map(jnp.add, carry[0], gradients), _add(carry[1], metrics)), None
 
-    shapes = jax.eval_shape(
-        gradient_of, state.params, frozen, *jax.tree.map(lambda x: x[0], scored)
-    )
+    shapes = jax.eval_shape(gradient_of, state.params, frozen, *jax.tree.map(lambda x: x[0], batch))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (gradients, metrics), _ = jax.lax.scan(accumulate, zeros, scored)
+    (gradients, metrics), _ = jax.lax.scan(accumulate, zeros, batch)
 
     updates, optimizer = make_optimizer(settings).update(gradients, state.optimizer, state.params)
     updated = LearnerState(optax.apply_updates(state.params, updates), optimizer, state.step + 1)
@@ -132,16 +131,58 @@ def train_step(
     return kept, metrics
 
 
+def train_step(
+    state: LearnerState,
+    frozen: Params,
+    batch: Batch,
+    *,
+    graphdef: Any,
+    settings: SlowSettings,
+    mesh: Mesh,
+) -> tuple[LearnerState, Metrics]:
+    """One update of θ by RL; pure.  `batch` holds all micro-batches (leading axis M).
+
+    What is trained and what is frozen: see `policy.py`.
+    """
+    scored = (batch, reference_logprobs(frozen, batch, graphdef, settings, mesh))
+    share = partial(micro_batch_loss, graphdef=graphdef, settings=settings, mesh=mesh)
+    return update(state, frozen, scored, share, settings)
+
+
+def distill_step(
+    state: LearnerState,
+    frozen: Params,
+    pair: distill.Pair,
+    *,
+    graphdef: Any,
+    settings: SlowSettings,
+    mesh: Mesh,
+) -> tuple[LearnerState, Metrics]:
+    """One update of θ towards the teacher, which is what is frozen; pure.  Else as `train_step`."""
+    share = partial(distill.micro_batch_loss, graphdef=graphdef, settings=settings, mesh=mesh)
+    return update(state, frozen, pair, share, settings)
+
+
 def state_shardings(params: Params, settings: SlowSettings, mesh: Mesh) -> LearnerState:
     """How each array of the state is split over the mesh; `params` may be shapes alone."""
     optimizer = jax.eval_shape(make_optimizer(settings).init, params)
     return LearnerState(shardings(params, mesh), shardings(optimizer, mesh), replicated(mesh))
 
 
-def jitted_step(graphdef: Any, settings: SlowSettings, mesh: Mesh, placed: LearnerState) -> Any:
-    """`train_step` for states that are placed so, which it donates: (state, frozen, batch)."""
+def jitted_step(
+    graphdef: Any,
+    settings: SlowSettings,
+    mesh: Mesh,
+    placed: LearnerState,
+    distills: bool = False,
+) -> Any:
+    """`train_step`, or `distill_step`, for states that are placed so, which it donates.
+
+    It takes (state, frozen, batch).
+    """
+    step = distill_step if distills else train_step
     return jax.jit(
-        partial(train_step, graphdef=graphdef, settings=settings, mesh=mesh),
+        partial(step, graphdef=graphdef, settings=settings, mesh=mesh),
         donate_argnums=0,
         keep_unused=True,  # a batch lies on the devices whole, whatever the objective reads of it
         out_shardings=(placed, replicated(mesh)),
@@ -173,8 +214,17 @@ class Learner:
     Every process of a multi-host run calls the same methods with the same batch.
     """
 
-    def __init__(self, model: Decoder, settings: SlowSettings, mesh: Mesh, seed: int = 0):
+    def __init__(
+        self,
+        model: Decoder,
+        settings: SlowSettings,
+        mesh: Mesh,
+        seed: int = 0,
+        distilling: DistillSettings | None = None,
+    ):
         """Take over the parameters of `model` as θ0; `seed` is of adapters' first values.
+
+        With `distilling` each step follows a teacher, and takes pairs; else it is one of RL.
 
         Raises:
           ConfigError: no linear layer is to be adapted.
@@ -182,6 +232,11 @@ class Learner:
         graphdef, params = nnx.split(model)
         self.hidden_size = model.config.hidden_size
         self.graphdef, self.settings, self.mesh = graphdef, settings, mesh
+        self._distills = distilling is not None
+        # Steps after which the frozen weights become those of then; 0: never.
+        self.refresh_every = (
+            distilling.teacher_refresh if distilling else settings.reference_refresh
+        )
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         params = jax.device_put(params, shardings(params, mesh))
         params, frozen = starting_point(params, settings, jax.random.key(seed))
@@ -192,7 +247,7 @@ class Learner:
         optimizer = jax.jit(initial, out_shardings=placed.optimizer)(params)
         step = put(np.int32(0), placed.step)
         self.state = LearnerState(params, optimizer, step)
-        self._train_step = jitted_step(graphdef, settings, mesh, placed)
+        self._train_step = jitted_step(graphdef, settings, mesh, placed, self._distills)
         self._against_params = jax.jit(
             partial(importance.against_params, graphdef=graphdef, settings=settings, mesh=mesh)
         )
@@ -228,22 +283,26 @@ class Learner:
 
     @property
     def reference(self) -> Params:
-        """θ0, or θ when it was last refreshed; in the hosts' memory if it is offloaded."""
+        """θ0, or θ when it was last refreshed; in the hosts' memory if it is offloaded.
+
+        The teacher, where there is one.
+        """
         return self._frozen
 
-    def step(self, *minibatches: Batch) -> dict[str, float]:
+    def step(self, *minibatches: Batch | distill.Pair) -> dict[str, float]:
         """`slow.epochs` passes over the minibatches, an update each; returns the step's metrics.
 
         Metrics are means over the updates, except lr (the last), nonfinite_steps (a sum), ratio_max
         (the largest) and mismatch_k3, which is measured before θ has moved: over all minibatches
         where π_old was scored, else over the first.
         `flops` is 6 · parameters · tokens for the gradient, 4 where the weights are frozen, and
-        2 · parameters · tokens for each pass forwards: the reference's, and that of π_old;
-        attention, adapters and padding apart (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1).
+        2 · parameters · tokens for each pass forwards: the reference's or the teacher's, and that
+        of π_old; attention, adapters and padding apart (Kaplan et al. 2020, arXiv 2001.08361, sec.
+        2.1).
         """
         settings, frozen = self.settings, self._frozen
         batches, mismatches = [self._place(batch) for batch in minibatches], []
-        scored = importance.ratio_to(settings) == "before"
+        scored = not self._distills and importance.ratio_to(settings) == "before"
         if scored:
             for i, batch in enumerate(batches):
                 *moved, mismatch = self._against_params(self.state.params, frozen, batch)
@@ -257,9 +316,15 @@ class Learner:
         values = _over_updates(jax.device_get(updates))
         if scored:
             values["mismatch_k3"] = float(np.mean(jax.device_get(mismatches)))
-        each = (6.0 if settings.lora_rank else 8.0) * settings.epochs + 2.0 * scored
-        tokens = sum(int(np.count_nonzero(batch.segments)) for batch in minibatches)
-        return values | {"flops": each * self._parameters * tokens}
+        flops = sum(self._flops(batch, scored) for batch in minibatches)
+        return values | {"flops": flops * self._parameters}
+
+    def _flops(self, batch: Batch | distill.Pair, scored: bool) -> float:
+        """Of a step's updates over a batch, by parameter."""
+        sides = batch if isinstance(batch, distill.Pair) else (batch, batch)
+        own, other = (float(np.count_nonzero(side.segments)) for side in sides)
+        gradient = 4.0 if self.settings.lora_rank else 6.0
+        return (gradient * own + 2.0 * other) * self.settings.epochs + 2.0 * scored * own
 
     def log_ratios(self, batch: Batch) -> Float[np.ndarray, "N"]:
         """log π_θ(y) − log π_ref(y) of each sample that a batch was packed from."""
@@ -279,7 +344,7 @@ class Learner:
     @property
     def saved(self) -> tuple[Any, ...]:
         """The arrays that a checkpoint holds: the state, and a reference that is not the base."""
-        return (*self.state, *([self._frozen] if self.settings.reference_refresh else []))
+        return (*self.state, *([self._frozen] if self.refresh_every else []))
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Take over what `saved` gave."""
@@ -298,5 +363,5 @@ class Learner:
         anew = jax.jit(lambda params, step: (init(params), 0 * step), out_shardings=placed)
         self.state = LearnerState(state.params, *anew(state.params, state.step))
 
-    def _place(self, batch: Batch) -> Batch:
+    def _place(self, batch: Any) -> Any:
         return put(batch, batch_shardings(batch, self.mesh))

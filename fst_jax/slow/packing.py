@@ -61,6 +61,7 @@ class Sample:
     group: int  # problem of the step; denominators are per group
     advantage: float
     valid: bool  # those it was compared with have variance
+    teacher_ids: tuple[int, ...] = ()  # the teacher's context where one is followed
 
 
 class Batch(NamedTuple):
@@ -214,10 +215,10 @@ def pack(
 ) -> Batch:
     """Lay out samples as rows of `contexts` contexts with at most `per_row` completions each.
 
-    Samples with equal `context_ids` share rows.  Shapes are bucketed, rows are
-    padded with empty ones to a multiple of `micro_batch_rows`.  For a `mesh`, tokens and targets
-    divide by its context axis, rows of a micro-batch by the others, and rows have a layout where
-    its attention kernel wants one; without, for one device and any kernel but that.
+    Samples with equal `context_ids`, and equal `teacher_ids`, share rows.  Shapes are bucketed,
+    rows are padded with empty ones to a multiple of `micro_batch_rows`.  For a `mesh`, tokens and
+    targets divide by its context axis, rows of a micro-batch by the others, and rows have a layout
+    where its attention kernel wants one; without, for one device and any kernel but that.
     `aggregation` and `longest`, the limit of a completion in tokens: see `token_weights`.
     """
     (batch,) = pack_together(
@@ -377,12 +378,13 @@ def _multiple(count: int, divisor: int) -> int:
 
 
 def _rows(samples: Sequence[Sample], per_row: int, contexts: int) -> list[_Row]:
-    by_context: dict[tuple[int, ...], list[Numbered]] = {}
+    by_context: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Numbered]] = {}
     for number, sample in enumerate(samples, start=1):
-        by_context.setdefault(sample.context_ids, []).append((number, sample))
+        key = sample.context_ids, sample.teacher_ids
+        by_context.setdefault(key, []).append((number, sample))
     pieces = [
         (context, own[start : start + per_row])
-        for context, own in by_context.items()
+        for (context, _), own in by_context.items()
         for start in range(0, len(own), per_row)
     ]
     if contexts == 1:
