@@ -31,18 +31,22 @@ def describe(config: Config, inputs: Inputs) -> str:
     )
     rows = rollout.problems_per_step * rollout.group_size // per_row
     row_tokens = row_bucket(rollout.max_prompt_tokens + per_row * rollout.max_new_tokens)
-    prompts = max(1, rollout.batch_size // each)
+    sampled = config.rollouts_per_context
+    prompts = max(1, rollout.batch_size // sampled)
     prompt_tokens, new_tokens = bucket(rollout.max_prompt_tokens), bucket(rollout.max_new_tokens)
-    kv = kv_token * prompts * (prompt_tokens + each * new_tokens)
+    kv = kv_token * prompts * (prompt_tokens + sampled * new_tokens)
     head = config.slow.head_chunk * model.vocab_size * FLOAT32
 
-    scores_old = config.slow.enabled and ratio_to(config.slow) == "before"
-    penalised = config.slow.enabled and config.slow.kl_placement == "reward"
+    distills = config.distill.enabled
+    reinforced = config.slow.enabled and not distills
+    scores_old = reinforced and ratio_to(config.slow) == "before"
+    penalised = reinforced and config.slow.kl_placement == "reward"
 
     copies = {"parameters": count * FLOAT32}
     if config.slow.enabled:
-        copies = _learner_bytes(config, model) | {"one chunk of logits": head}
-    copies |= {f"KV cache, {prompts} prompts × {each} samples": kv}
+        chunks = {"a chunk of logits, both policies'": 2 * head} if distills else {}
+        copies = _learner_bytes(config, model) | (chunks or {"one chunk of logits": head})
+    copies |= {f"KV cache, {prompts} prompts × {sampled} samples": kv}
     lines = [
         to_yaml(config).rstrip(),
         "",
@@ -52,19 +56,22 @@ def describe(config: Config, inputs: Inputs) -> str:
         f"mesh: {dict(inputs.mesh.shape)}",
         "",
         f"a step: {rollout.problems_per_step} problems × {rollout.group_size} rollouts, "
-        f"{each} under each of {config.population} prompts",
+        f"{each} under each of {config.population} prompts"
+        + (", which the teacher alone is given" if distills else ""),
         f"training rows: {rows} of up to {row_tokens} tokens, one context and {per_row} "
-        f"completion(s) each, in micro-batches of {config.slow.micro_batch_rows}",
+        f"completion(s) each, in micro-batches of {config.slow.micro_batch_rows}"
+        + ("; the student's are shorter by the prompt" if distills else ""),
         "",
         "memory over all devices, activations apart:",
         *(f"  {name:<40}{size / 2**30:9.2f} GiB" for name, size in copies.items()),
         f"  {'sum':<40}{sum(copies.values()) / 2**30:9.2f} GiB",
         "",
         "programs to compile, once for each length that occurs, of a short list:",
-        f"  sampling for groups (n = {each})"
+        f"  sampling for groups (n = {sampled})"
         + (", for fast rounds (n = 1)" if config.fast.enabled else "")
         + " and for evaluation",
-        *(["  the train step"] if config.slow.enabled else []),
+        *(["  the train step, for each pair of lengths"] if distills else []),
+        *(["  the train step"] if reinforced else []),
         *(["  log-probabilities before the first update"] if scores_old else []),
         *(["  the KL of a step's rollouts"] if penalised else []),
         "  drift from the base, for evaluation",
@@ -81,7 +88,10 @@ def _learner_bytes(config: Config, model: ModelConfig) -> dict[str, int]:
         held = {"frozen base": frozen, "adapters": trained, "weights merged for sampling": frozen}
     else:
         held = {"parameters": trained}
-        kept = ["reference"] + ["base, to measure drift from"] * (slow.reference_refresh > 0)
+        distill = config.distill
+        refreshed = distill.teacher_refresh if distill.enabled else slow.reference_refresh
+        kept = ["teacher" if distill.enabled else "reference"]
+        kept += ["base, to measure drift from"] * (refreshed > 0)
         held |= dict.fromkeys(kept, frozen) if slow.reference == "copy" else {}
     held |= {"optimizer": optimizer, "gradients": trained}
     return {

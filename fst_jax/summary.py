@@ -8,6 +8,7 @@ from fst_jax.journal import Progress
 from fst_jax.run_folder import RunFolder
 
 COLUMN = 16
+CONTEXTS = {"none": "no prompt", "seed": "seed prompt", "pool": "evolved prompts"}
 
 
 def print_summary(folder: RunFolder, config: Config, progress: Progress) -> None:
@@ -36,16 +37,18 @@ def print_summary(folder: RunFolder, config: Config, progress: Progress) -> None
 
 
 def quadrants(evaluations: list[dict[str, Any]]) -> list[str]:
-    """A table of held-out reward, {base, trained} weights × {seed, pool} context."""
+    """A table of held-out reward, {base, trained} weights × {seed, pool} context, and none."""
     newest = {(event["weights"], event["context"]): event for event in evaluations}
     first = evaluations[0]
     problems = first["n"] // first["k"]
+    unprompted = any(context == "none" for _, context in newest)
+    contexts = [context for context in CONTEXTS if context != "none" or unprompted]
     lines = [
         f"held-out reward: mean@{first['k']} over {problems} problems, {first['n']} rollouts each",
-        f"{'':{COLUMN}}{'seed prompt':>{COLUMN}}{'evolved prompts':>{COLUMN}}",
+        f"{'':{COLUMN}}" + "".join(f"{CONTEXTS[context]:>{COLUMN}}" for context in contexts),
     ]
     for weights in ("base", "trained"):
-        row = [newest.get((weights, context)) for context in ("seed", "pool")]
+        row = [newest.get((weights, context)) for context in contexts]
         if any(row):
             cells = "".join(f"{_cell(event):>{COLUMN}}" for event in row)
             lines.append(f"{weights + ' weights':{COLUMN}}{cells}")

@@ -26,6 +26,19 @@ def test_the_newest_evaluation_of_each_quadrant_is_shown() -> None:
     assert lines[3].split() == ["trained", "weights", "0.450", "0.500"]
 
 
+def test_a_student_without_a_prompt_has_a_column() -> None:
+    lines = quadrants(
+        [
+            evaluation(0, "base", "none", 0.1),
+            evaluation(0, "base", "seed", 0.2),
+            evaluation(6, "trained", "none", 0.4),
+        ]
+    )
+    assert lines[1].split() == ["no", "prompt", "seed", "prompt", "evolved", "prompts"]
+    assert lines[2].split() == ["base", "weights", "0.100", "0.200", "–"]
+    assert lines[3].split() == ["trained", "weights", "0.400", "–", "–"]
+
+
 def test_what_was_not_evaluated_is_left_open() -> None:
     lines = quadrants([evaluation(0, "base", "seed", 0.1), evaluation(6, "trained", "seed", 0.2)])
     assert lines[2].split() == ["base", "weights", "0.100", "–"]

@@ -20,7 +20,7 @@ from fst_jax import plain_yaml
 from fst_jax.errors import RunError
 from fst_jax.run_folder import by_step
 
-ARMS = ("rl", "prompt", "fst", "fst_reuse")
+ARMS = ("rl", "prompt", "fst", "fst_reuse", "distill")
 GROUPS = (
     "main", "sweep", "signal", "plasticity", "continual", "ablations", "reflector", "fewshot",
 )  # fmt: skip
@@ -86,23 +86,26 @@ class Run:
 
     @property
     def own_context(self) -> str:
-        """The context that the run learns under: the seed prompt for RL, else its pool."""
+        """The context that the run learns under: a student's own, RL's seed, else its pool."""
+        if self.arm == "distill":
+            return self.config["distill"]["student_prompt"]
         return "seed" if self.arm == "rl" else "pool"
 
     def curve(self, context: str | None = None, task: str | None = None) -> list[Evaluation]:
-        """Held-out evaluations in order of steps, the base under the seed prompt first.
+        """Held-out evaluations in order of steps, the base under the seed prompt, or none, first.
 
         Args:
-          context: "pool" or "seed"; the run's own when not given.
+          context: "pool", "seed" or "none"; the run's own when not given.
           task: of a stream, the stage's task; the run's only one when not given.
         """
         context = context or self.own_context
         weights = "base" if self.arm == "prompt" else "trained"
+        begins = "none" if context == "none" else "seed"
         kept: dict[int, Evaluation] = {}
         for event in self.evaluations:
             if task is not None and event.task != task:
                 continue
-            first = event.step == 0 and (event.weights, event.context) == ("base", "seed")
+            first = event.step == 0 and (event.weights, event.context) == ("base", begins)
             if first or (event.step > 0 and (event.weights, event.context) == (weights, context)):
                 kept[event.step] = event
         return [kept[step] for step in sorted(kept)]
@@ -288,6 +291,8 @@ def _experiment(folder: Path) -> tuple[str, str, dict[str, str], int] | None:
 
 
 def _arm(config: Mapping[str, Any]) -> str:
+    if config.get("distill", {}).get("enabled"):
+        return "distill"
     if not config["fast"]["enabled"]:
         return "rl"
     if not config["slow"]["enabled"]:

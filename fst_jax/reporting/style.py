@@ -23,6 +23,7 @@ COLOURS = {
     "prompt": "#009e73",
     "fst": "#0072b2",
     "fst_reuse": "#cc79a7",
+    "distill": "#e69f00",
     "base": "#808080",
 }
 NAMES = {
@@ -30,9 +31,10 @@ NAMES = {
     "prompt": "prompt only",
     "fst": "FST",
     "fst_reuse": "FST with reuse",
+    "distill": "FST-distill",
     "base": "base",
 }
-MARKERS = {"rl": "s", "prompt": "^", "fst": "o", "fst_reuse": "D", "base": "x"}
+MARKERS = {"rl": "s", "prompt": "^", "fst": "o", "fst_reuse": "D", "distill": "v", "base": "x"}
 SHADES = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00")  # parts of a stack, not arms
 INK, GRID = "#1b1b1d", "#b4b4b8"
 _SIZE = (4.6, 3.7)  # inches, of a panel
