@@ -86,6 +86,11 @@ def plan(config: Config, topology: str) -> Report:
     Raises:
       UserError: the config or its model cannot run there.
     """
+    if config.distill.enabled:
+        raise ConfigError(
+            "distill.enabled is true, and a plan is of RL's train step alone: set it to false. The "
+            "teacher takes the reference's place in memory, and the chunks of logits are two"
+        )
     # The seconds that compiling takes are a figure, and cached programs do not tell their memory.
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(config.parallel, devices(topology))

@@ -305,6 +305,14 @@ def test_a_tpu_slice(folder):
     assert "slow.micro_batch_rows" in found["advice"][0]
 
 
+def test_a_plan_of_distillation_is_refused(folder):
+    done = ask(
+        "--config", "configs/ci_tiny.yaml", "--model.path", str(folder), "--topology", "cpu:1",
+        "--distill.enabled", "true",
+    )  # fmt: skip
+    assert done.returncode == 2 and "a plan is of RL's train step alone" in done.stderr
+
+
 def test_a_run_without_programs_is_told_so(folder):
     off = ("--slow.enabled", "false", "--rollout.engine", "sglang")
     done = ask(

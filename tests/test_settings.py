@@ -143,6 +143,26 @@ def test_the_policy_reflects_on_itself_where_it_is_served(config_file):
     assert fast.lm_url is None and fast.acceptance == "none"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("slow: {enabled: false}", "slow.enabled: distill.enabled is true, and the student's"),
+        ("slow: {reference: offload}", "slow.reference: distill.enabled is true, and the teacher"),
+        ("slow: {reference_refresh: 2}", "set it to 0, and distill.teacher_refresh instead"),
+        ("slow: {kl_placement: reward}", "slow.kl_placement: distill.enabled is true"),
+        ("fast: {reuse: true}", "fast.reuse: distill.enabled is true, and rollouts of a fast"),
+        ("distill: {teacher_refresh: -1}", "distill.teacher_refresh: must be at least 0, not -1"),
+        ("slow: {lora_rank: 2}\ndistill: {teacher_refresh: 6}", "the base with its adapters off"),
+        (
+            "fast: {enabled: false}\ndistill: {student_prompt: seed}",
+            "distill.student_prompt: with fast.enabled false the teacher has the seed prompt too",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_student_and_its_teacher(config_file, text, said):
+    assert said in message(config_file(text), "--distill.enabled", "true")
+
+
 def test_a_key_given_twice(config_file):
     assert "config.yaml:2: seed: given twice" in message(config_file("seed: 1\nseed: 2\n"))
 
