@@ -20,6 +20,7 @@ PAPER = {  # K, G/K, anchors, metric calls, rollouts a step
     "star_graph_qwen3_4b": (8, 1, 192, 960, 256),
     "continual_qwen3_8b": (8, 1, 192, 960, 256),
 }
+DISTILL = ("--distill.enabled", "true")
 NEEDS = {
     "codeio_qwen3_8b": ("reasoning_gym",),
     "hover_hard_qwen3_8b": ("bm25s",),
@@ -98,14 +99,18 @@ def _many(rows: list[dict]) -> list[dict]:
 
 # CodeIO runs hundreds of programs to find its problems, and the continual run holds it too.
 @pytest.mark.parametrize(
-    "name",
+    ("name", "more"),
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("codeio") else [])
-        for name in (*PAPER, "plasticity_hover_hard")
+        *(
+            pytest.param(name, (), marks=[pytest.mark.slow] if name.startswith("codeio") else [])
+            for name in (*PAPER, "plasticity_hover_hard")
+        ),
+        *((name, DISTILL) for name in ("physics_qwen3_8b", "star_graph_qwen3_4b")),
     ],
 )
 def test_dry_run(
     name: str,
+    more: tuple[str, ...],
     model_folder: Path,
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -117,7 +122,7 @@ def test_dry_run(
     # The tiny tokenizer takes a token for almost every character.
     arguments = [
         "--config", str(CONFIGS / f"{name}.yaml"), "--model.path", str(model_folder),
-        "--rollout.max_prompt_tokens", "8192", "--dry-run",
+        "--rollout.max_prompt_tokens", "8192", "--dry-run", *more,
     ]  # fmt: skip
     assert run(monkeypatch, arguments) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
