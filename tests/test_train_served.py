@@ -67,6 +67,20 @@ def test_adapters_are_served_merged(
     assert all(0 < event["sync_mismatch"] < 1e-4 for event in found)
 
 
+@pytest.mark.slow
+def test_student_and_teacher_take_turns_on_a_server(
+    served: Served, model: Path, task: Path, root: Path, monkeypatch
+) -> None:
+    """Fast rounds ask the base, groups the student, and the server agrees with either."""
+    distill = ("--distill.enabled", "true", "--slow.learning_rate", "0.01", "--eval.every", "0")
+    argv = arguments(model, task, root / "distilled", *remote(served.url), *distill)
+    assert run(monkeypatch, [*argv, "--train.steps", "3"]) == 0
+    steps = [e for e in events(root / "distilled/ci_tiny") if e["event"] == "step"]
+    assert len(steps) == 3
+    assert all(0 < event["sync_mismatch"] < 1e-4 for event in steps)
+    assert all(event["mismatch_k3"] < 1e-6 and event["distill_kl"] > 0 for event in steps)
+
+
 def test_a_model_that_disagrees_is_not_trained_on(
     served: Served, model: Path, task: Path, root: Path, monkeypatch, capsys
 ) -> None:
