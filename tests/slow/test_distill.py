@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +173,33 @@ def test_order_split_padding_and_chunks_do_not_matter(reference):
     warm = np.pad(whole.student.temperature, widths, constant_values=1)
     padded = padded._replace(student=padded.student._replace(temperature=warm))
     assert_same(loss_and_gradient(padded, dataclasses.replace(SETTINGS, head_chunk=37)), reference)
+
+
+def arrays_of(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of everything that a program and those within it compute."""
+    for equation in jaxpr.eqns:
+        yield from (var.aval.shape for var in equation.outvars)
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
+            if is_program(value):
+                yield from arrays_of(getattr(value, "jaxpr", value))
+
+
+def is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+
+
+def test_logits_are_held_a_chunk_at_a_time_forwards_and_backwards():
+    chunk, pair = 24, pair_of(SAMPLES, rows=8)
+    settings = dataclasses.replace(SETTINGS, head_chunk=chunk)
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), pair)
+    program = jax.make_jaxpr(lambda params: share(params, rows, settings))(PARAMS)
+    held = [
+        int(np.prod(shape[:-1]))
+        for shape in arrays_of(program.jaxpr)
+        if shape[-1:] == (tiny.VOCABULARY,)
+    ]
+    assert pair.student.target.size > 2 * chunk
+    assert max(held) == chunk
 
 
 @pytest.mark.slow
