@@ -181,6 +181,12 @@ class SlowSettings:
         "gradient of k1 is zero on average). k3+ has the value of k3 and the gradient of k2, which "
         "is that of the KL.",
     )
+    reference_prompt: Literal["same", "none"] = setting(
+        "same",
+        "What the regularizer's reference reads: the prompt that θ read (open in the paper; ours), "
+        "or none: then θ is held to what the base says without φ, and the prompts' effect "
+        "counts as drift.",
+    )
     reference_refresh: int = setting(
         0,
         "Steps after which the weights of then become the regularizer's reference; 0: it stays the "

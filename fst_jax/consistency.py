@@ -262,6 +262,11 @@ def _of_distillation(config: Config) -> list[tuple[str, str]]:
             "distill.enabled is true, and its loss has a teacher in place of a reference: set it "
             "to 0, and distill.teacher_refresh instead",
         ),
+        "slow.reference_prompt": (
+            slow.reference_prompt != "same",
+            "distill.enabled is true, and its loss has a teacher in place of a reference: set it "
+            "to same",
+        ),
         "slow.kl_placement": (
             slow.kl_placement == "reward",
             "distill.enabled is true, and its loss takes no reward: set it to loss",

@@ -16,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,15 +41,16 @@ from fst_jax.rollout.parity import Parity
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder
 from fst_jax.settings import command, load
-from fst_jax.slow.distill import pack_pairs
-from fst_jax.slow.groups import followers, group_metrics, samples_of, unlabelled
+from fst_jax.slow.groups import followers, group_metrics, samples_of
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.objectives import recipe
 from fst_jax.slow.packing import (
     Batch,
+    Pair,
     Sample,
     completions_per_row,
     contexts_per_row,
+    pack_pairs,
     pack_together,
     split_problems,
 )
@@ -127,7 +129,7 @@ def train(config: Config) -> None:
                 if config.distill.enabled:
                     metrics = distill_step(config, exam, learner, groups, progress.pool)
                 else:
-                    metrics = slow_step(config, learner, groups)  # one step on θ, by CISPO
+                    metrics = slow_step(config, exam, learner, groups)  # one step on θ, by CISPO
                 metrics["task"] = order.label(step)
                 metrics |= {"sync_mismatch": parity.last} if parity else {}
                 seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
@@ -210,17 +212,18 @@ def sample_groups(
 
 
 def slow_step(
-    config: Config, learner: Learner, groups: Sequence[Sequence[Rollout]]
+    config: Config, exam: Exam, learner: Learner, groups: Sequence[Sequence[Rollout]]
 ) -> dict[str, Any]:
     """Advantages over each group, then the step's updates of θ."""
-    slow = config.slow
-    metrics, penalties = group_metrics(groups), None
+    slow, metrics = config.slow, group_metrics(groups)
+    reference = partial(exam.context, prompt="") if slow.reference_prompt == "none" else None
+    samples = samples_of(groups, slow, reference=reference)
     if slow.kl_placement == "reward":
-        flat = [unlabelled(r.context_ids, r.completion) for group in groups for r in group]
-        (batch,) = packed(config, learner, [flat])
+        (batch,) = packed(config, learner, [samples])
         penalties = slow.kl_coefficient * learner.log_ratios(batch)
         metrics["kl_penalty_mean"] = float(penalties.mean())
-    parts = split_problems(samples_of(groups, slow, penalties), slow.minibatches)
+        samples = samples_of(groups, slow, penalties, reference)
+    parts = split_problems(samples, slow.minibatches)
     return metrics | learner.step(*packed(config, learner, parts))
 
 
@@ -228,27 +231,25 @@ def distill_step(
     config: Config, exam: Exam, learner: Learner, groups: Sequence[Sequence[Rollout]], pool: Pool
 ) -> dict[str, Any]:
     """The step's updates of a θ without Φ towards the teacher, who reads each of the K in turn."""
-    slow, rollout = config.slow, config.rollout
-    parts = split_problems(followers(groups, texts(pool), exam.context), slow.minibatches)
-    each = rollout.group_size // config.population
-    per_row = completions_per_row(
-        each, rollout.max_prompt_tokens, rollout.max_new_tokens, learner.hidden_size
-    )
-    aggregation, longest = recipe(slow).aggregation, rollout.max_new_tokens
-    pairs = pack_pairs(parts, per_row, slow.micro_batch_rows, learner.mesh, aggregation, longest)
-    return group_metrics(groups) | learner.step(*pairs)
+    samples = followers(groups, texts(pool), exam.context)
+    parts = split_problems(samples, config.slow.minibatches)
+    return group_metrics(groups) | learner.step(*packed(config, learner, parts))
 
 
-def packed(config: Config, learner: Learner, parts: Sequence[Sequence[Sample]]) -> list[Batch]:
-    """Rows of one shape for each part of a step's samples."""
+def packed(
+    config: Config, learner: Learner, parts: Sequence[Sequence[Sample]]
+) -> Sequence[Batch | Pair]:
+    """Rows of one shape for each part of a step's samples; pairs, if these have two contexts."""
     rollout, each = config.rollout, config.rollout.group_size // config.population
     sizes = rollout.max_prompt_tokens, rollout.max_new_tokens, learner.hidden_size
     per_row, contexts = completions_per_row(each, *sizes), 1
-    if per_row == each:
-        most = config.slow.micro_batch_rows  # a row of as many takes no more memory than they did
-        contexts = contexts_per_row(parts[0], per_row, *sizes, learner.mesh, most)
-    rows = max(1, config.slow.micro_batch_rows // contexts)  # as they are so much longer
     aggregation, longest = recipe(config.slow).aggregation, rollout.max_new_tokens
+    most = config.slow.micro_batch_rows
+    if parts[0][0].frozen_ids:
+        return pack_pairs(parts, per_row, most, learner.mesh, aggregation, longest)
+    if per_row == each:  # a row of `most` contexts takes no more memory than as many rows
+        contexts = contexts_per_row(parts[0], per_row, *sizes, learner.mesh, most)
+    rows = max(1, most // contexts)  # as they are so much longer
     return pack_together(parts, per_row, rows, learner.mesh, contexts, aggregation, longest)
 
 

@@ -150,6 +150,7 @@ def test_the_policy_reflects_on_itself_where_it_is_served(config_file):
         ("slow: {reference: offload}", "slow.reference: distill.enabled is true, and the teacher"),
         ("slow: {reference_refresh: 2}", "set it to 0, and distill.teacher_refresh instead"),
         ("slow: {kl_placement: reward}", "slow.kl_placement: distill.enabled is true"),
+        ("slow: {reference_prompt: none}", "slow.reference_prompt: distill.enabled is true"),
         ("fast: {reuse: true}", "fast.reuse: distill.enabled is true, and rollouts of a fast"),
         ("distill: {teacher_refresh: -1}", "distill.teacher_refresh: must be at least 0, not -1"),
         ("slow: {lora_rank: 2}\ndistill: {teacher_refresh: 6}", "the base with its adapters off"),

@@ -227,6 +227,19 @@ def test_reused_rollouts_stand_in_for_new_ones(
     assert untimed(tmp_path / "halves/ci_tiny") == untimed(whole)
 
 
+def test_a_reference_without_the_prompt(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--slow.reference_prompt", "none", "--slow.kl_coefficient", "0.1", "--train.steps", "2"]
+    for place in ("loss", "reward"):
+        argv = arguments(model, task, tmp_path / place, *more, "--slow.kl_placement", place)
+        assert run(monkeypatch, argv) == 0
+        first = next(e for e in events(tmp_path / place / "ci_tiny") if e["event"] == "step")
+        # The weights are the base's still, but it reads something else.
+        assert first["kl_k2"] > 1e-6 and first["mismatch_k3"] < 1e-6
+        assert place == "loss" or abs(first["kl_penalty_mean"]) > 1e-7
+
+
 def run_in_halves(monkeypatch: pytest.MonkeyPatch, argv: list[str], step: int) -> None:
     """Run until a step is recorded, fail there, and run again to the end."""
 

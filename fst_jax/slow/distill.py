@@ -13,9 +13,7 @@ teacher's side, G/K each, as rollouts have them in RL; so the expected loss is t
 Denominators are those of `slow.aggregation`, as for RL (eq. 8 writes the sum: `completion_sum`).
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,44 +22,11 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from fst_jax.config import Aggregation, SlowSettings
+from fst_jax.config import SlowSettings
 from fst_jax.slow import kl
 from fst_jax.slow.logprobs import completion_states, in_chunks
-from fst_jax.slow.packing import Batch, Sample, pack_together
+from fst_jax.slow.packing import Batch
 from fst_jax.slow.policy import policy
-
-
-class Pair(NamedTuple):
-    """The same completions, target by target, under two contexts; only the lengths of rows differ.
-
-    Of the teacher's batch, only what the model reads is used.
-    """
-
-    student: Batch
-    teacher: Batch
-
-
-def pack_pairs(
-    parts: Sequence[Sequence[Sample]],
-    per_row: int,
-    micro_batch_rows: int,
-    mesh: Mesh | None,
-    aggregation: Aggregation,
-    longest: int,
-) -> list[Pair]:
-    """A pair for each part, whose rows hold completions that share both of their contexts.
-
-    Samples have `teacher_ids`.  Arguments are those of `packing.pack`; all pairs are of one shape.
-    """
-    exchanged = [
-        [replace(s, context_ids=s.teacher_ids, teacher_ids=s.context_ids) for s in part]
-        for part in parts
-    ]
-    student, teacher = (
-        pack_together(side, per_row, micro_batch_rows, mesh, 1, aggregation, longest)
-        for side in (parts, exchanged)
-    )
-    return [Pair(*pair) for pair in zip(student, teacher, strict=True)]
 
 
 def reverse_kl(student: Float[Array, "*N V"], teacher: Float[Array, "*N V"]) -> Float[Array, "*N"]:

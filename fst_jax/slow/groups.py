@@ -26,10 +26,12 @@ def samples_of(
     groups: Sequence[Sequence[Rollout]],
     settings: SlowSettings,
     penalties: Float[np.ndarray, "N"] | None = None,
+    reference: Callable[[Problem], Sequence[int]] | None = None,
 ) -> list[Sample]:
     """Label every rollout with its advantage; `groups[p]` holds problem p's G rollouts.
 
-    `penalties`, one a rollout, are taken off the rewards first (see `penalty.py`).
+    `penalties`, one a rollout, are taken off the rewards first (see `penalty.py`).  `reference`
+    gives the token ids of a problem as the reference reads it, where that is not as θ does.
     """
     flat = [(p, rollout) for p, group in enumerate(groups) for rollout in group]
     own = recipe(settings)
@@ -56,6 +58,7 @@ def samples_of(
             group=p,
             advantage=float(advantage),
             valid=bool(has_variance),
+            frozen_ids=tuple(reference(rollout.problem)) if reference else (),
         )
         for (p, rollout), advantage, has_variance in zip(flat, advantages, valid, strict=True)
     ]
@@ -80,7 +83,7 @@ def followers(
             group=p,
             advantage=0.0,
             valid=True,
-            teacher_ids=tuple(context(rollout.problem, prompts[i * len(prompts) // len(group)])),
+            frozen_ids=tuple(context(rollout.problem, prompts[i * len(prompts) // len(group)])),
         )
         for p, group in enumerate(groups)
         for i, rollout in enumerate(group)

@@ -2,7 +2,8 @@
 
     loss(θ) = objective(θ) + β · Σ weight · KL estimator(π_θ, π_ref)
 
-The reference is the base model under the same prompt φ.  The policy term leaves
+The reference is the base model under the same prompt φ, or without it where
+`slow.reference_prompt` says so.  The policy term leaves
 out groups without variance, in its denominator too; the KL regularizer covers
 every sampled token, so that a policy which earns nothing still returns to the
 base.  The reference is scored first, then gradients accumulate over
@@ -35,7 +36,7 @@ from fst_jax.slow import distill, importance, kl
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import policy_loss
 from fst_jax.slow.optimizer import learning_rate, make_optimizer
-from fst_jax.slow.packing import Batch
+from fst_jax.slow.packing import Batch, Pair, sides
 from fst_jax.slow.penalty import log_ratios
 from fst_jax.slow.policy import policy, reference_logprobs, starting_point, whole_weights
 
@@ -134,7 +135,7 @@ def update(
 def train_step(
     state: LearnerState,
     frozen: Params,
-    batch: Batch,
+    batch: Batch | Pair,
     *,
     graphdef: Any,
     settings: SlowSettings,
@@ -142,9 +143,11 @@ def train_step(
 ) -> tuple[LearnerState, Metrics]:
     """One update of θ by RL; pure.  `batch` holds all micro-batches (leading axis M).
 
-    What is trained and what is frozen: see `policy.py`.
+    It is a pair where the reference reads another context.  What is trained and what is frozen: see
+    `policy.py`.
     """
-    scored = (batch, reference_logprobs(frozen, batch, graphdef, settings, mesh))
+    own, other = sides(batch)
+    scored = (own, reference_logprobs(frozen, other, graphdef, settings, mesh))
     share = partial(micro_batch_loss, graphdef=graphdef, settings=settings, mesh=mesh)
     return update(state, frozen, scored, share, settings)
 
@@ -152,7 +155,7 @@ def train_step(
 def distill_step(
     state: LearnerState,
     frozen: Params,
-    pair: distill.Pair,
+    pair: Pair,
     *,
     graphdef: Any,
     settings: SlowSettings,
@@ -289,7 +292,7 @@ class Learner:
         """
         return self._frozen
 
-    def step(self, *minibatches: Batch | distill.Pair) -> dict[str, float]:
+    def step(self, *minibatches: Batch | Pair) -> dict[str, float]:
         """`slow.epochs` passes over the minibatches, an update each; returns the step's metrics.
 
         Metrics are means over the updates, except lr (the last), nonfinite_steps (a sum), ratio_max
@@ -305,9 +308,11 @@ class Learner:
         scored = not self._distills and importance.ratio_to(settings) == "before"
         if scored:
             for i, batch in enumerate(batches):
-                *moved, mismatch = self._against_params(self.state.params, frozen, batch)
-                old, weight = jax.device_put(moved, batch.behaviour.sharding)  # one program for all
-                batches[i] = batch._replace(behaviour=old, policy_weight=weight)
+                own = sides(batch).own
+                *moved, mismatch = self._against_params(self.state.params, frozen, own)
+                old, weight = jax.device_put(moved, own.behaviour.sharding)  # one program for all
+                own = own._replace(behaviour=old, policy_weight=weight)
+                batches[i] = batch._replace(own=own) if isinstance(batch, Pair) else own
                 mismatches.append(mismatch)
         updates = []
         for batch in batches * settings.epochs:
@@ -319,14 +324,13 @@ class Learner:
         flops = sum(self._flops(batch, scored) for batch in minibatches)
         return values | {"flops": flops * self._parameters}
 
-    def _flops(self, batch: Batch | distill.Pair, scored: bool) -> float:
+    def _flops(self, batch: Batch | Pair, scored: bool) -> float:
         """Of a step's updates over a batch, by parameter."""
-        sides = batch if isinstance(batch, distill.Pair) else (batch, batch)
-        own, other = (float(np.count_nonzero(side.segments)) for side in sides)
+        own, other = (float(np.count_nonzero(side.segments)) for side in sides(batch))
         gradient = 4.0 if self.settings.lora_rank else 6.0
         return (gradient * own + 2.0 * other) * self.settings.epochs + 2.0 * scored * own
 
-    def log_ratios(self, batch: Batch) -> Float[np.ndarray, "N"]:
+    def log_ratios(self, batch: Batch | Pair) -> Float[np.ndarray, "N"]:
         """log π_θ(y) − log π_ref(y) of each sample that a batch was packed from."""
         return log_ratios(
             self.state.params,

@@ -34,7 +34,7 @@ the attention kernel of the mesh wants each at the same place in all rows
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ class Sample:
     group: int  # problem of the step; denominators are per group
     advantage: float
     valid: bool  # those it was compared with have variance
-    teacher_ids: tuple[int, ...] = ()  # the teacher's context where one is followed
+    frozen_ids: tuple[int, ...] = ()  # the frozen model's context where it is another
 
 
 class Batch(NamedTuple):
@@ -81,6 +81,21 @@ class Batch(NamedTuple):
     kl_weight: Float[Any, "M R C"]  # the same for every group
     token_weight: Float[Any, "M R C"]  # plain mean over tokens, for metrics; sums to 1
     layout: Layout | None = None  # where segments lie, if at the same places in all rows
+
+
+class Pair(NamedTuple):
+    """The same completions, target by target, under two contexts; only the lengths of rows differ.
+
+    Of the frozen model's batch, only what the model reads is used.
+    """
+
+    own: Batch  # under θ's context
+    frozen: Batch  # under that of the teacher, or of a reference
+
+
+def sides(batch: Batch | Pair) -> Pair:
+    """A pair as it is; a batch as one whose contexts are the same."""
+    return batch if isinstance(batch, Pair) else Pair(batch, batch)
 
 
 def completions_per_row(
@@ -215,7 +230,7 @@ def pack(
 ) -> Batch:
     """Lay out samples as rows of `contexts` contexts with at most `per_row` completions each.
 
-    Samples with equal `context_ids`, and equal `teacher_ids`, share rows.  Shapes are bucketed,
+    Samples with equal `context_ids`, and equal `frozen_ids`, share rows.  Shapes are bucketed,
     rows are padded with empty ones to a multiple of `micro_batch_rows`.  For a `mesh`, tokens and
     targets divide by its context axis, rows of a micro-batch by the others, and rows have a layout
     where its attention kernel wants one; without, for one device and any kernel but that.
@@ -265,6 +280,29 @@ def pack_together(
         )
         batches.append(jax.tree.map(lambda x: x.reshape(-1, micro_batch_rows, x.shape[-1]), whole))
     return batches
+
+
+def pack_pairs(
+    parts: Sequence[Sequence[Sample]],
+    per_row: int,
+    micro_batch_rows: int,
+    mesh: Mesh | None,
+    aggregation: Aggregation,
+    longest: int,
+) -> list[Pair]:
+    """A pair for each part, whose rows hold completions that share both of their contexts.
+
+    Samples have `frozen_ids`.  Arguments are those of `pack`; all pairs are of one shape.
+    """
+    exchanged = [
+        [replace(s, context_ids=s.frozen_ids, frozen_ids=s.context_ids) for s in part]
+        for part in parts
+    ]
+    own, frozen = (
+        pack_together(side, per_row, micro_batch_rows, mesh, 1, aggregation, longest)
+        for side in (parts, exchanged)
+    )
+    return [Pair(*pair) for pair in zip(own, frozen, strict=True)]
 
 
 def _lay_out(
@@ -380,7 +418,7 @@ def _multiple(count: int, divisor: int) -> int:
 def _rows(samples: Sequence[Sample], per_row: int, contexts: int) -> list[_Row]:
     by_context: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Numbered]] = {}
     for number, sample in enumerate(samples, start=1):
-        key = sample.context_ids, sample.teacher_ids
+        key = sample.context_ids, sample.frozen_ids
         by_context.setdefault(key, []).append((number, sample))
     pieces = [
         (context, own[start : start + per_row])

@@ -22,12 +22,18 @@ from fst_jax.config import SlowSettings
 from fst_jax.parallel.sharding import batch_shardings, put, replicated
 from fst_jax.slow import kl
 from fst_jax.slow.logprobs import batch_logprobs
-from fst_jax.slow.packing import Batch
+from fst_jax.slow.packing import Batch, Pair, sides
 from fst_jax.slow.policy import policy, reference_logprobs
 
 
 def log_ratios(
-    trained: Any, frozen: Any, batch: Batch, *, graphdef: Any, settings: SlowSettings, mesh: Mesh
+    trained: Any,
+    frozen: Any,
+    batch: Batch | Pair,
+    *,
+    graphdef: Any,
+    settings: SlowSettings,
+    mesh: Mesh,
 ) -> Float[np.ndarray, "N"]:
     """log π_θ(y) − log π_ref(y) of each of the N samples that `batch` was packed from, in nats.
 
@@ -35,14 +41,19 @@ def log_ratios(
     """
     placed, fixed = put(batch, batch_shardings(batch, mesh)), (graphdef, settings, mesh)
     per_token = np.asarray(_log_ratios(trained, frozen, placed, *fixed))
-    return np.bincount(batch.sample.ravel(), per_token.ravel())[1:]
+    return np.bincount(sides(batch).own.sample.ravel(), per_token.ravel())[1:]
 
 
 @partial(jax.jit, static_argnames=("graphdef", "settings", "mesh"))
 def _log_ratios(
-    trained: Any, frozen: Any, batch: Batch, graphdef: Any, settings: SlowSettings, mesh: Mesh
+    trained: Any,
+    frozen: Any,
+    batch: Batch | Pair,
+    graphdef: Any,
+    settings: SlowSettings,
+    mesh: Mesh,
 ) -> Float[Array, "M R C"]:
-    model = policy(trained, frozen, graphdef, settings)
-    own = batch_logprobs(model, batch, settings.head_chunk, mesh)
-    other = reference_logprobs(frozen, batch, graphdef, settings, mesh)
+    model, pair = policy(trained, frozen, graphdef, settings), sides(batch)
+    own = batch_logprobs(model, pair.own, settings.head_chunk, mesh)
+    other = reference_logprobs(frozen, pair.frozen, graphdef, settings, mesh)
     return jax.lax.with_sharding_constraint(kl.estimators(own, other)["k1"], replicated(mesh))

@@ -21,9 +21,9 @@ from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import replicated
 from fst_jax.rollout.engine import Request
 from fst_jax.rollout.local import LocalEngine
-from fst_jax.slow.distill import Pair, micro_batch_loss, pack_pairs
+from fst_jax.slow.distill import micro_batch_loss
 from fst_jax.slow.learner import Learner, LearnerState
-from fst_jax.slow.packing import Sample, split_problems
+from fst_jax.slow.packing import Pair, Sample, pack_pairs, split_problems
 from fst_jax.state import Checkpoints
 from tests.slow import tiny
 
@@ -41,7 +41,7 @@ def follow(samples: list[Sample], seed: int = 0) -> list[Sample]:
         p: tuple(rng.integers(tiny.VOCABULARY, size=rng.integers(1, 9)).tolist()) for p in problems
     }
     return [
-        dataclasses.replace(s, context_ids=own[s.group], teacher_ids=s.context_ids, valid=True)
+        dataclasses.replace(s, context_ids=own[s.group], frozen_ids=s.context_ids, valid=True)
         for s in samples
     ]
 
@@ -73,7 +73,7 @@ def flat(tree: nnx.State) -> np.ndarray:
 def loss_and_gradient(pair: Pair, settings: SlowSettings = SETTINGS) -> tuple[float, np.ndarray]:
     """Sums over micro-batches, the gradient as one vector."""
     loss, total = 0.0, 0.0
-    for m in range(len(pair.student.tokens)):
+    for m in range(len(pair.own.tokens)):
         rows = jax.tree.map(lambda x, m=m: jnp.asarray(x[m]), pair)
         (value, _), gradient = share(PARAMS, rows, settings)
         loss, total = loss + float(value), total + flat(gradient)
@@ -97,7 +97,7 @@ def divergences(params: nnx.State, samples: list[Sample] = SAMPLES) -> list[np.n
     found = []
     for s in samples:
         ours = tiny.predictions(student, config, s.context_ids, s.ids, s.temperature)
-        theirs = tiny.predictions(teacher, config, s.teacher_ids, s.ids, s.temperature)
+        theirs = tiny.predictions(teacher, config, s.frozen_ids, s.ids, s.temperature)
         found.append(np.sum(np.exp(ours) * (ours - theirs), axis=-1))
     return found
 
@@ -143,7 +143,7 @@ def test_the_whole_gradient_equals_that_of_unpacked_sequences(reference):
             weight[i, :size] = 1 / tokens[s.group] / len(tokens)
         return jnp.array(ids), jnp.array(predictor)
 
-    sides = laid_out("context_ids"), laid_out("teacher_ids")
+    sides = laid_out("context_ids"), laid_out("frozen_ids")
 
     def predictions(params: nnx.State, ids: jax.Array, predictor: jax.Array) -> jax.Array:
         model = nnx.merge(GRAPHDEF, params)
@@ -166,12 +166,12 @@ def test_order_split_padding_and_chunks_do_not_matter(reference):
     assert_same(loss_and_gradient(pair_of([SAMPLES[i] for i in order])), reference)
     assert_same(loss_and_gradient(pair_of(SAMPLES, per_row=1)), reference)
     whole = pair_of(SAMPLES, rows=8)  # 6 rows and 2 of padding
-    assert len(whole.student.tokens) == 1
+    assert len(whole.own.tokens) == 1
 
     widths = ((0, 0), (0, 3), (0, 16))
     padded = jax.tree.map(lambda x: np.pad(x, widths), whole)
-    warm = np.pad(whole.student.temperature, widths, constant_values=1)
-    padded = padded._replace(student=padded.student._replace(temperature=warm))
+    warm = np.pad(whole.own.temperature, widths, constant_values=1)
+    padded = padded._replace(own=padded.own._replace(temperature=warm))
     assert_same(loss_and_gradient(padded, dataclasses.replace(SETTINGS, head_chunk=37)), reference)
 
 
@@ -206,14 +206,14 @@ def test_logits_are_held_a_chunk_at_a_time_forwards_and_backwards():
 def test_a_kernel_that_wants_a_layout_gives_the_same(monkeypatch):
     """Contexts of other lengths, so that the layouts of the two sides differ."""
     prompt = tuple(range(20, 40))
-    samples = [dataclasses.replace(s, teacher_ids=prompt + s.teacher_ids) for s in SAMPLES]
+    samples = [dataclasses.replace(s, frozen_ids=prompt + s.frozen_ids) for s in SAMPLES]
     wanted = loss_and_gradient(pair_of(samples))
     for module in ("fst_jax.models.row_attention", "fst_jax.slow.packing"):
         monkeypatch.setattr(f"{module}.kernel_of", lambda mesh: "splash")
     share.clear_cache()
     pair = pair_of(samples)
-    assert pair.student.layout and pair.teacher.layout
-    assert pair.student.layout != pair.teacher.layout
+    assert pair.own.layout and pair.frozen.layout
+    assert pair.own.layout != pair.frozen.layout
     assert_same(loss_and_gradient(pair), wanted)
     share.clear_cache()
 
@@ -229,7 +229,7 @@ def test_pairs_are_aligned_whatever_repeats(count, seed, per_row, parts):
     asked, prompted = [(1, 2), (3,)], [(9, 1, 2), (8, 1, 2), (8, 7, 3)]
     samples = [
         Sample(
-            context_ids=asked[rng.integers(2)], teacher_ids=prompted[rng.integers(3)],
+            context_ids=asked[rng.integers(2)], frozen_ids=prompted[rng.integers(3)],
             ids=rng.integers(10, 99, size := rng.integers(1, 9)).astype(np.int32),
             logprobs=rng.normal(size=size).astype(np.float32), temperature=1.0,
             group=int(rng.integers(3)), advantage=0.0, valid=True,
@@ -242,7 +242,7 @@ def test_pairs_are_aligned_whatever_repeats(count, seed, per_row, parts):
         for name in ("target", "sample", "temperature", "kl_weight", "token_weight"):
             np.testing.assert_array_equal(getattr(student, name), getattr(teacher, name))
         assert student.kl_weight.sum() == pytest.approx(1, rel=1e-5)
-        for side, name in ((student, "context_ids"), (teacher, "teacher_ids")):
+        for side, name in ((student, "context_ids"), (teacher, "frozen_ids")):
             for m, r, c in np.argwhere(side.sample > 0):
                 number = side.sample[m, r, c]
                 context = getattr(part[number - 1], name)
@@ -253,7 +253,7 @@ def test_pairs_are_aligned_whatever_repeats(count, seed, per_row, parts):
 
 
 def test_a_student_that_is_its_teacher_learns_nothing():
-    same = [dataclasses.replace(s, teacher_ids=s.context_ids) for s in SAMPLES]
+    same = [dataclasses.replace(s, frozen_ids=s.context_ids) for s in SAMPLES]
     learner = make_learner(BASE)
     metrics = learner.step(pair_of(same))
     assert metrics["loss"] == pytest.approx(0, abs=1e-6) and metrics["grad_norm"] < 1e-5
@@ -319,9 +319,9 @@ def test_minibatches_and_epochs_are_updates_of_their_own():
 def test_what_is_not_finite_changes_nothing():
     learner = make_learner(PARAMS)
     pair, before = pair_of(SAMPLES), host(learner.state)
-    cold = pair.student.temperature.copy()
+    cold = pair.own.temperature.copy()
     cold[1, 0, 0] = np.nan
-    spoilt = pair._replace(student=pair.student._replace(temperature=cold))
+    spoilt = pair._replace(own=pair.own._replace(temperature=cold))
     assert learner.step(spoilt)["nonfinite_steps"] == 1
     jax.tree.map(np.testing.assert_array_equal, host(learner.state), before)
 
@@ -358,7 +358,7 @@ def test_adapters_follow_the_base_under_the_prompt():
 
 def test_a_refreshed_teacher_is_kept_and_comes_back(tmp_path):
     learner = make_learner(PARAMS, distill=dataclasses.replace(DISTILL, teacher_refresh=2))
-    pair = pair_of([dataclasses.replace(s, teacher_ids=s.context_ids) for s in SAMPLES])
+    pair = pair_of([dataclasses.replace(s, frozen_ids=s.context_ids) for s in SAMPLES])
     assert learner.step(pair)["distill_kl"] > 1e-2
     learner.refresh_reference()
     before = host(learner.saved)

@@ -18,7 +18,7 @@ from fst_jax.slow.learner import Learner, LearnerState, micro_batch_loss
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import recipe
 from fst_jax.slow.optimizer import learning_rate
-from fst_jax.slow.packing import Batch, Sample, pack, pack_together, split_problems
+from fst_jax.slow.packing import Batch, Sample, pack, pack_pairs, pack_together, split_problems
 from fst_jax.state import Checkpoints
 from tests.slow import tiny
 
@@ -505,3 +505,41 @@ def test_bfloat16_samples_and_steps():
     assert np.sqrt(2 * metrics["mismatch_k3"]) < 0.05  # k3 is δ²/2 for a small gap δ
     assert metrics["grad_norm"] > 0
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(learner.params))
+
+
+def test_a_reference_that_reads_what_theta_reads_changes_nothing():
+    same = [dataclasses.replace(s, frozen_ids=s.context_ids) for s in SAMPLES]
+    pairs = pack_pairs([same], 2, 2, tiny.one_device(), "problem", 8)
+    found, wanted = make_learner(PARAMS, SETTINGS), make_learner(PARAMS, SETTINGS)
+    metrics, expected = found.step(*pairs), wanted.step(pack(SAMPLES, 2, 2))
+    for name in expected.keys() - {"flops"}:
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
+    pairs = zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True)
+    for own, other in pairs:
+        np.testing.assert_allclose(own, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["cispo", "grpo"])
+def test_a_reference_may_read_another_context(objective):
+    """KL to it by NumPy; policy term, entropy and mismatch are as they were."""
+    settings = dataclasses.replace(
+        SETTINGS, objective=objective, epochs=1 if objective == "cispo" else 2, learning_rate=0.0
+    )
+    shorter = [dataclasses.replace(s, frozen_ids=s.context_ids[1:] or (1,)) for s in SAMPLES]
+    (pair,) = pack_pairs([shorter], 2, 2, tiny.one_device(), "problem", 8)
+    found = make_learner(PARAMS, settings)
+    metrics, expected = found.step(pair), make_learner(PARAMS, settings).step(pack(SAMPLES, 2, 2))
+    for name in ("entropy", "mismatch_k3", "ratio_max", "clip_fraction"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
+    ours, theirs, config = tiny.weights(PARAMS), tiny.weights(BASE), tiny.config()
+    gaps = np.concatenate([
+        tiny.logprobs(ours, config, s.context_ids, s.ids, s.temperature)
+        - tiny.logprobs(theirs, config, s.frozen_ids, s.ids, s.temperature)
+        for s in shorter
+    ])  # fmt: skip
+    assert metrics["kl_k1"] == pytest.approx(gaps.mean(), abs=1e-4)
+    assert metrics["kl_k2"] == pytest.approx((gaps**2 / 2).mean(), rel=1e-3)
+    assert metrics["kl_k2"] != pytest.approx(expected["kl_k2"], rel=0.01)
+    ratios = found.log_ratios(pair)
+    sums = np.split(gaps, np.cumsum([len(s.ids) for s in shorter])[:-1])
+    np.testing.assert_allclose(ratios, [x.sum() for x in sums], atol=1e-3)
