@@ -198,7 +198,7 @@ def test_logits_are_held_a_chunk_at_a_time_forwards_and_backwards():
         for shape in arrays_of(program.jaxpr)
         if shape[-1:] == (tiny.VOCABULARY,)
     ]
-    assert pair.student.target.size > 2 * chunk
+    assert pair.own.target.size > 2 * chunk
     assert max(held) == chunk
 
 
