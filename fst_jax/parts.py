@@ -92,6 +92,12 @@ def _exam(config: Config, task: Task, chat: Chat) -> Exam:
     """The exam, tried on the first problems of both splits of every stage."""
     longest_prompt = config.fast.max_prompt_tokens if config.fast.enabled else 0
     exam = Exam(task, chat, config.rollout.max_prompt_tokens, longest_prompt)
+    seed_tokens = chat.count(task.seed_prompt)
+    if config.fast.enabled and seed_tokens > longest_prompt:
+        raise ConfigError(
+            f"the seed prompt takes {seed_tokens} tokens, more than fast.max_prompt_tokens = "
+            f"{longest_prompt}: no edit of it could stand; raise it or shorten the prompt"
+        )
     stages = stages_of(task)
     before_last = sum(stage.steps for stage in stages[:-1])
     if before_last >= config.train.steps:

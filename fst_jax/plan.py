@@ -86,6 +86,11 @@ def plan(config: Config, topology: str) -> Report:
     Raises:
       UserError: the config or its model cannot run there.
     """
+    if config.slow.enabled and config.slow.reference_prompt != "same":
+        raise ConfigError(
+            "slow.reference_prompt is none, and a plan is of steps whose reference reads what θ "
+            "reads: set it to same. Without the prompt it takes no more"
+        )
     if config.distill.enabled:
         raise ConfigError(
             "distill.enabled is true, and a plan is of RL's train step alone: set it to false. The "

@@ -69,7 +69,7 @@ def train(config: Config) -> None:
     actor = make_actor(config, inputs, model)  # y ~ π_θ(·|x,φ) and r(x,y)
     parity = make_parity(config, inputs, actor, model)
     kept = RunFolder.of(config).reflections
-    reflector = reflector_for(config, exam.chat.count, kept)  # π_ref
+    reflector = reflector_for(config, exam.chat.count, exam.shown, kept)  # π_ref
     validator = Validator(exam.chat.count, exam.chat.control_tokens, config.fast.max_prompt_tokens)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
     order = problem_order(config, exam)  # D

@@ -424,6 +424,7 @@ def test_task_that_fails(
         (["--rollout.group_size", "1", "--fast.enabled", "false"], "at least 2"),
         (["--slow.enabled", "false", "--fast.enabled", "false"], "nothing would learn"),
         (["--parallel.mesh", "{data: 3}"], "parallel.mesh"),
+        (["--fast.max_prompt_tokens", "2"], "more than fast.max_prompt_tokens = 2"),
         (["--task.entry_point", "no.such.module:Task"], "no.such.module"),
         (["--config", "missing.yaml"], "missing.yaml"),
     ],

@@ -164,8 +164,9 @@ class Edits:
 
     def _checked(self, job: Job, proposal: Proposal) -> str | None:
         self.proposals.append(proposal)
+        parents = [job.parent] if job.partner is None else [job.parent, job.partner]
         reason = proposal.refusal or self._validator.reason(
-            proposal.text, job.parent, self._known, self._training
+            proposal.text, parents, self._known, self._training
         )
         if reason is not None:
             self.refused[reason] += 1

@@ -8,6 +8,7 @@ decided here, and a reflector writes the merge.
 import random
 from collections.abc import Collection, Sequence
 from itertools import combinations
+from math import fsum
 from typing import Any
 
 from gepa.proposer.base import CandidateProposal
@@ -79,4 +80,5 @@ def accepted(
 
 def gain(child: CandidateProposal[Any]) -> float:
     """How much better a child did on the minibatch than its parent."""
-    return sum(child.subsample_scores_after or ()) - sum(child.subsample_scores_before or ())
+    after, before = child.subsample_scores_after or (), child.subsample_scores_before or ()
+    return fsum(after) - fsum(before)  # exact, so that equal scores are equal in any order

@@ -96,7 +96,7 @@ def evolve(
     reflector return; exceptions of both end the round and reach the caller.
 
     Raises:
-      ConfigError: the budget cannot pay a single proposal, or the seed prompt is too long.
+      ConfigError: the budget cannot pay a single proposal.
       ReflectionError: no job of a batch had an answer, for reasons that only the user can mend.
         Where there are other reasons, the round ends with the prompts that it has.
     """
@@ -108,12 +108,6 @@ def evolve(
             f"fast.metric_calls = {settings.metric_calls} cannot pay one proposal, which takes "
             f"{needed} rollouts (two minibatches and {needed - 2 * minibatch} on the anchors): "
             "raise it, or lower fast.anchors"
-        )
-    length = validator.count_tokens(pool.seed.text)
-    if length > validator.max_tokens:
-        raise ConfigError(
-            f"the seed prompt takes {length} tokens, more than fast.max_prompt_tokens = "
-            f"{validator.max_tokens}: no edit of it could stand; raise it or shorten the prompt"
         )
     return _Round(
         pool, anchors, roll_out, reflector, validator, settings, step, weight_version

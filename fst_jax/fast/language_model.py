@@ -30,8 +30,10 @@ from fst_jax.errors import ReflectionError
 from fst_jax.fast.answer import edited_prompt
 from fst_jax.fast.reflect import Job, Proposal
 from fst_jax.fast.replies import Replies, Reply
-from fst_jax.fast.request import Wording
+from fst_jax.fast.request import PLACEHOLDERS, Wording
+from fst_jax.fast.validate import normalised
 from fst_jax.parallel.distributed import agreed
+from fst_jax.tasks.task import Problem
 
 ATTEMPTS = 5  # requests for one proposal, the first included
 FIRST_PAUSE_S = 1.0  # doubled after each failure
@@ -50,10 +52,12 @@ class LanguageModelReflector:
         self,
         config: Config,
         count_tokens: Callable[[str], int],
+        shown: Callable[[Problem], str],
         replies: Path | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        """`replies` is the file that keeps them; `sleep` waits between attempts.
+        """`shown` is a problem as the policy is asked it, `replies` the file that keeps them;
+        `sleep` waits between attempts.
 
         Raises:
           ReflectionError: the key cannot be sent.
@@ -70,7 +74,7 @@ class LanguageModelReflector:
         self.max_tokens, self.options = fast.lm_max_tokens, fast.lm_options
         self.timeout_s = fast.lm_timeout_s
         words = max(1, fast.max_prompt_tokens * 2 // 3)
-        self.wording = Wording(fast.recipe, words, fast.lm_examples_tokens, count_tokens)
+        self.wording = Wording(fast.recipe, words, fast.lm_examples_tokens, count_tokens, shown)
         self._key = os.environ.get(key_env, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ReflectionError(
@@ -103,9 +107,10 @@ class LanguageModelReflector:
         return proposals
 
     def _propose(self, client: httpx.Client, job: Job, seed: int) -> Proposal:
+        content, fence = self.wording.request(job)
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": "user", "content": self.wording.request(job)}],
+            "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
             "seed": seed,
         }
@@ -120,7 +125,9 @@ class LanguageModelReflector:
                 return answer
             reply = answer
             self._replies.keep(known, reply)
-        text, refusal = edited_prompt(reply.content, reply.finish_reason)
+        text, refusal = edited_prompt(reply.content, reply.finish_reason, fence)
+        if normalised(text).casefold() in PLACEHOLDERS:
+            text, refusal = "", "no fenced prompt"
         return Proposal(
             text=text,
             refusal=refusal,

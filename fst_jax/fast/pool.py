@@ -20,6 +20,7 @@ import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Prompt:
     @property
     def mean_score(self) -> float:
         """Mean over the anchors; 0 before the first scoring."""
-        return sum(self.scores.values()) / len(self.scores) if self.scores else 0.0
+        return fsum(self.scores.values()) / len(self.scores) if self.scores else 0.0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 from fst_jax.config import Config
 from fst_jax.errors import ReflectionError
 from fst_jax.rollout.rollouts import Rollout
+from fst_jax.tasks.task import Problem
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,19 @@ class Reflector(Protocol):
 
 
 def reflector_for(
-    config: Config, count_tokens: Callable[[str], int], replies: Path | None = None
+    config: Config,
+    count_tokens: Callable[[str], int],
+    shown: Callable[[Problem], str],
+    replies: Path | None = None,
 ) -> Reflector:
-    """The reflector that `fast.reflector` names; `replies` is where a model's are kept."""
+    """The reflector that `fast.reflector` names.
+
+    `shown` is a problem as the policy is asked it; `replies` is where a model's are kept.
+    """
     if config.fast.reflector == "rules":
         from fst_jax.fast.rules import RulesReflector
 
         return RulesReflector(count_tokens, config.fast.max_prompt_tokens, config.fast.recipe)
     from fst_jax.fast.language_model import LanguageModelReflector
 
-    return LanguageModelReflector(config, count_tokens, replies)
+    return LanguageModelReflector(config, count_tokens, shown, replies)

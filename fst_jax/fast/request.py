@@ -17,7 +17,9 @@ from fst_jax.config import Recipe
 from fst_jax.fast.reflect import Job
 from fst_jax.fast.validate import normalised
 from fst_jax.rollout.rollouts import Rollout
+from fst_jax.tasks.task import Problem
 
+PLACEHOLDERS = ("the edited prompt", "the new prompt", "the merged prompt")  # of the wording below
 FIELD_SHARE = 0.1  # of the budget, for one question, answer or feedback; the middle is left out
 FAILED_SHARE = 0.8  # of the budget; the rest shows what already works
 KINDS = 5  # of failures whose numbers are told
@@ -106,9 +108,10 @@ class Wording:
     prompt_words: int  # asked of the new prompt
     example_tokens: int  # of all answers shown in one request
     count_tokens: Callable[[str], int]
+    shown: Callable[[Problem], str]  # a problem as the policy is asked it
 
-    def request(self, job: Job) -> str:
-        """The instruction of one job, complete."""
+    def request(self, job: Job) -> tuple[str, str]:
+        """The instruction of one job, complete, and the fence in which it wants the prompt."""
         share = self.example_tokens // (1 if job.partner is None else 2)
         texts = {"parent": job.parent, "examples": self._examples(job.rollouts, share)}
         if job.partner is not None:
@@ -117,8 +120,8 @@ class Wording:
         runs = (run for text in texts.values() for run in re.findall("`+", text))
         fence = "`" * max(3, max(map(len, runs), default=0) + 1)
         if job.partner is not None:
-            return _MERGE.format(fence=fence, words=self.prompt_words, **texts)
-        return _EDIT.format(
+            return _MERGE.format(fence=fence, words=self.prompt_words, **texts), fence
+        text = _EDIT.format(
             fence=fence,
             words=self.prompt_words,
             work=_WORK[self.recipe],
@@ -126,6 +129,7 @@ class Wording:
             name=_NAME[self.recipe],
             **texts,
         )
+        return text, fence
 
     def _examples(self, rollouts: Sequence[Rollout], budget: int) -> str:
         """As many distinct answers as `budget` tokens hold, and how many there were."""
@@ -134,7 +138,7 @@ class Wording:
         for rollout in worst_first(rollouts):
             example = (
                 f"Example {len(shown) + 1}, score {rollout.score.reward:g}\n"
-                f"Question: {self._cut(rollout.problem.question, budget)}\n"
+                f"Question: {self._cut(self.shown(rollout.problem), budget)}\n"
                 f"Answer: {self._cut(rollout.text, budget)}\n"
                 f"Feedback: {self._cut(rollout.score.feedback, budget)}\n"
             )

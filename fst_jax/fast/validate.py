@@ -31,17 +31,19 @@ class TrainingText:
 
     They are every `QUESTION_WORDS` consecutive words of a question, and every
     gold answer of at least `ANSWER_WORDS` words and `ANSWER_CHARACTERS`
-    characters.  Sequences that several problems share are the task's own
-    wording or its labels, and are free to use.
+    characters, each of its parts by itself where semicolons divide it.
+    Sequences that several problems share are the task's own wording or its
+    labels, and are free to use.
     """
 
     def __init__(self, problems: Iterable[Problem]):
         holders: dict[tuple[str, ...], int] = {}
         for problem in {problem.id: problem for problem in problems}.values():
             sequences = set(_ngrams(_words(problem.question), QUESTION_WORDS))
-            answer = _words(problem.answer)
-            if len(answer) >= ANSWER_WORDS and len(" ".join(answer)) >= ANSWER_CHARACTERS:
-                sequences.add(answer)
+            for part in (problem.answer, *problem.answer.split(";")):
+                answer = _words(part)
+                if len(answer) >= ANSWER_WORDS and len(" ".join(answer)) >= ANSWER_CHARACTERS:
+                    sequences.add(answer)
             for sequence in sequences:
                 holders[sequence] = holders.get(sequence, 0) + 1
         self._private = {sequence for sequence, count in holders.items() if count == 1}
@@ -70,12 +72,12 @@ class Validator:
         self.max_tokens = max_tokens
 
     def reason(
-        self, text: str, parent: str, known: Collection[str], training: TrainingText
+        self, text: str, parents: Sequence[str], known: Collection[str], training: TrainingText
     ) -> str | None:
-        """Why `text`, an edit of `parent`, is refused.
+        """Why `text`, an edit of its parent or a merge of both, is refused.
 
         `known` holds the `normalised` texts of the pool and of what this round
-        has already tried.  What the parent itself quotes is not held against
+        has already tried.  What a parent itself quotes is not held against
         its children, since the seed prompt is the user's.
         """
         if not text.strip():
@@ -86,9 +88,9 @@ class Validator:
             return "control characters"
         if self.count_tokens(text) > self.max_tokens:
             return "too long"
-        if normalised(text) == normalised(parent) or normalised(text) in known:
+        if normalised(text) in {*map(normalised, parents), *known}:
             return "identical"
-        if training.quoted_in(text) - training.quoted_in(parent):
+        if training.quoted_in(text).difference(*map(training.quoted_in, parents)):
             return "quotes training answers"
         return None
 

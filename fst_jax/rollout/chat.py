@@ -6,6 +6,7 @@ rendered once; afterwards only ids travel.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -64,6 +65,15 @@ class Chat:
     def count(self, text: str) -> int:
         """Number of tokens of a text."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @cached_property
+    def default_prompt_tokens(self) -> int:
+        """Tokens of the system message that the template puts where there is none; 0: it does not.
+
+        An empty prompt leaves it there.
+        """
+        asked = [{"role": "user", "content": "A"}]
+        return max(0, len(self.encode(asked)) - len(self.encode(asked, "A")) + 1)
 
     @property
     def control_tokens(self) -> tuple[str, ...]:

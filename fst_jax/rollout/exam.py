@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fst_jax.errors import ConfigError, TaskError
 from fst_jax.rollout.chat import Chat
 from fst_jax.tasks.judge import raised
-from fst_jax.tasks.task import Problem, Task
+from fst_jax.tasks.task import Message, Problem, Task
 
 _SEAM = 4  # tokens by which a text's count may change where it meets the template
 
@@ -40,12 +40,21 @@ class Exam:
         return ids
 
     def fits(self, problem: Problem) -> bool:
-        """Whether a problem's context is short enough under the seed and every evolved prompt."""
+        """Whether a problem's context is short enough: under the seed, every evolved prompt, and
+        the template's own where there is none."""
         seed = self.task.seed_prompt
-        growth = max(0, self.longest_prompt + _SEAM - self.chat.count(seed))
+        longest = max(self.longest_prompt, self.chat.default_prompt_tokens)
+        growth = max(0, longest + _SEAM - self.chat.count(seed))
         return len(self._encode(problem, seed)) + growth <= self.max_prompt_tokens
 
+    def shown(self, problem: Problem) -> str:
+        """A problem's messages as a text, without a prompt."""
+        return "\n\n".join(message["content"] for message in self._messages(problem))
+
     def _encode(self, problem: Problem, prompt: str) -> list[int]:
+        return self.chat.encode(self._messages(problem), prompt)
+
+    def _messages(self, problem: Problem) -> list[Message]:
         try:
             messages = self.task.render(problem)
         except Exception as error:
@@ -59,4 +68,4 @@ class Exam:
                 f"task {self.task.name}: render() must return a list of messages such as "
                 f'{{"role": "user", "content": "…"}}, not {str(messages)[:80]!r}'
             )
-        return self.chat.encode(messages, prompt)
+        return messages

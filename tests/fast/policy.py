@@ -13,6 +13,11 @@ from fst_jax.tasks.task import Problem, Score, Task
 Answer = Callable[[Problem, str, random.Random], str]
 
 
+def question(problem: Problem) -> str:
+    """A problem as these policies are asked it."""
+    return problem.question
+
+
 def rollout(problem: Problem, prompt: str, text: str, score: Score) -> Rollout:
     """A rollout with empty token ids."""
     empty = Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), "stop", 1.0, 0)

@@ -12,7 +12,7 @@ from fst_jax.fast.evolve import EvolveReport, evolve
 from fst_jax.fast.language_model import LanguageModelReflector
 from fst_jax.fast.pool import Pool
 from fst_jax.fast.validate import Validator
-from tests.fast.policy import Answer, Policy, obeys_strategy, star_graph
+from tests.fast.policy import Answer, Policy, obeys_strategy, question, star_graph
 
 GRAPH = star_graph()
 ANCHORS = [GRAPH.problems("train")[i] for i in range(12)]
@@ -30,7 +30,7 @@ def round_through(
     fast = {"population": 2, "metric_calls": 120, "minibatch": 4, "proposals": 2} | changes
     settings = FastSettings(reflector="lm", lm_url=url, **fast)
     reflector = LanguageModelReflector(
-        Config(fast=settings), VALIDATOR.count_tokens, replies, sleep=lambda seconds: None
+        Config(fast=settings), VALIDATOR.count_tokens, question, replies, sleep=lambda seconds: None
     )
     pool = pool or Pool.start(GRAPH.seed_prompt, 2, 0)
     policy = Policy(GRAPH, answer, pool.rounds)

@@ -99,3 +99,32 @@ def test_long_answers_take_no_time(part: str) -> None:
     began = time.monotonic()
     edited_prompt(part * 100_000)
     assert time.monotonic() - began < 2
+
+
+EXAMPLE = "Answer in a block:\n```\nyour query\n```\nUse names only."
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (f"Edited:\n````\n{EXAMPLE}\n````", (EXAMPLE, None)),
+        (f"`````\n{EXAMPLE}\n`````", (EXAMPLE, None)),
+        ("```\nBe brief.\n```", ("Be brief.", None)),  # nothing within: no doubt
+        (f"```\n{EXAMPLE}\n```", ("", "unclear fences")),
+        ("```\nSearch, in a block fenced by ```\nNow.\n```", ("", "unclear fences")),
+        ("```\nBe brief.\n```\nAs in\n```\n42\n```", ("", "unclear fences")),
+        ("no block", ("", "no fenced prompt")),
+    ],
+)
+def test_prompts_that_hold_fences_want_a_longer_one_around_them(answer, found) -> None:
+    assert edited_prompt(answer, "stop", "````") == found
+
+
+def test_a_block_that_ended_too_early_is_refused() -> None:
+    answer = "```\nSearch, in a block fenced by ```\nNow.\n```"
+    assert edited_prompt(answer) == ("", "unclear fences")
+
+
+def test_a_prompt_may_begin_beside_its_fence() -> None:
+    assert edited_prompt("```Solve it.\nThen check it.\n```") == ("Solve it.\nThen check it.", None)
+    assert edited_prompt("```markdown\nSolve it.\n```") == ("Solve it.", None)

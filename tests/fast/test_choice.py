@@ -4,10 +4,11 @@ import random
 from collections import Counter
 
 import pytest
+from gepa.proposer.base import CandidateProposal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_jax.fast.choice import EPSILON, pair_to_merge, parent_selector
+from fst_jax.fast.choice import EPSILON, gain, pair_to_merge, parent_selector
 from fst_jax.fast.evolve import _gepa_state
 from fst_jax.fast.pool import Pool, Prompt
 
@@ -84,3 +85,11 @@ def test_no_other_pair_is_better(scores) -> None:
     else:
         assert together(*pair) == best and pair[0].mean_score >= pair[1].mean_score
         assert together(*pair) > max(together(prompt) for prompt in pair)
+
+
+@given(st.lists(st.sampled_from([0.0, 1 / 3, 2 / 3, 1.0]), min_size=8), st.randoms())
+def test_the_same_scores_in_another_order_are_no_gain(scores, rng) -> None:
+    child = CandidateProposal({}, [0], subsample_scores_before=list(scores))
+    rng.shuffle(scores)
+    child.subsample_scores_after = scores
+    assert gain(child) == 0.0

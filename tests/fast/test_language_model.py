@@ -16,7 +16,7 @@ from fst_jax.fast.language_model import LanguageModelReflector
 from fst_jax.fast.reflect import Job, Proposal
 from fst_jax.tasks.task import Problem, Score
 from tests.fast.endpoint import EDIT, RESET, Endpoint, chat, serving
-from tests.fast.policy import rollout
+from tests.fast.policy import question, rollout
 
 KEY = "sk-secret-123"
 
@@ -42,7 +42,7 @@ def words(text: str) -> int:
 def reflector(pauses: list[float], replies: Path | None = None, **changes: Any) -> Any:
     """A reflector that notes its pauses instead of taking them."""
     config = Config(fast=FastSettings(**({"lm_api_key_env": "TEST_KEY"} | changes)))
-    return LanguageModelReflector(config, words, replies, sleep=pauses.append)
+    return LanguageModelReflector(config, words, question, replies, sleep=pauses.append)
 
 
 def ask(endpoint: Endpoint, jobs: int = 1, **changes: Any) -> tuple[list[Proposal], list[float]]:
@@ -64,6 +64,12 @@ def test_a_good_answer(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> N
     assert message["role"] == "user"
     for part in ("Answer.", "What is 1?", "one", "Feedback on one", "score 0", "score 1"):
         assert part in message["content"]
+
+
+def test_an_echo_of_the_request_is_no_prompt(endpoint: Endpoint) -> None:
+    endpoint.replies = [(200, {}, chat("```\nThe edited prompt\n```"))]
+    [proposal], _ = ask(endpoint)
+    assert (proposal.text, proposal.refusal) == ("", "no fenced prompt")
 
 
 def test_without_a_key_none_is_sent(endpoint: Endpoint, monkeypatch) -> None:
@@ -179,7 +185,7 @@ def test_the_policy_may_reflect_on_itself(endpoint: Endpoint, monkeypatch) -> No
     server = endpoint.url.removesuffix("/v1")
     rollout = RolloutSettings(url=f"{server}/, http://other", api_key_env="POLICY_KEY")
     config = Config(rollout=rollout, fast=FastSettings(lm_url=None))
-    [proposal] = LanguageModelReflector(config, words).propose([JOB], random.Random(0))
+    [proposal] = LanguageModelReflector(config, words, question).propose([JOB], random.Random(0))
     assert proposal.text
     [(body, headers)] = endpoint.requests
     assert body["path"] == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"

@@ -20,7 +20,7 @@ from fst_jax.models.folder import load_tokenizer
 from fst_jax.rollout.chat import Chat
 from fst_jax.tasks.task import Problem, Score
 from tests.fast.endpoint import RESET, Endpoint, chat, editor, serving
-from tests.fast.policy import rollout
+from tests.fast.policy import question, rollout
 from tests.fast.reflected import GRAPH, round_through
 from tests.helpers import tiny_model_folder
 from tests.rollout import served
@@ -201,10 +201,10 @@ def test_the_embedded_server_is_a_reflector(tmp_path, monkeypatch) -> None:
             fast=FastSettings(lm_url=None, lm_max_tokens=16),
         )
         tokens = Chat(load_tokenizer(folder))
-        reflector = LanguageModelReflector(config, tokens.count)
+        reflector = LanguageModelReflector(config, tokens.count, question)
         job = Job("Answer.", [rollout(GRAPH.problems("train")[0], "Answer.", "?", NO)])
         [proposal] = reflector.propose([job], random.Random(0))
     assert proposal.refusal in ("truncated", "no fenced prompt") and proposal.error is None
-    asked = [{"role": "user", "content": reflector.wording.request(job)}]
+    asked = [{"role": "user", "content": reflector.wording.request(job)[0]}]
     assert proposal.prompt_tokens == len(tokens.encode(asked)) and proposal.calls == 1
     assert 0 < proposal.completion_tokens <= 16

@@ -10,7 +10,7 @@ from fst_jax.fast.reflect import Job
 from fst_jax.fast.request import FAILED_SHARE, Wording, worst_first
 from fst_jax.rollout.rollouts import Rollout
 from fst_jax.tasks.task import Problem, Score
-from tests.fast.policy import rollout
+from tests.fast.policy import question, rollout
 
 
 def words(text: str) -> int:
@@ -23,12 +23,12 @@ def seen(question: str, text: str, reward: float, kind: str = "kind") -> Rollout
 
 
 def wording(recipe="light", budget=4000) -> Wording:
-    return Wording(recipe, 300, budget, words)
+    return Wording(recipe, 300, budget, words, question)
 
 
 def test_everything_that_an_edit_needs() -> None:
     job = Job("Answer.", [seen("What is 1?", "one", 0.0), seen("What is 2?", "two", 1.0)])
-    light, full = (wording(recipe).request(job) for recipe in ("light", "full"))
+    light, full = (wording(recipe).request(job)[0] for recipe in ("light", "full"))
     for text in (light, full):
         for part in ("Answer.", "What is 1?", "one", "Feedback on one", "score 0", "score 1"):
             assert part in text
@@ -42,22 +42,22 @@ def test_a_merge_shows_both_prompts_with_their_answers() -> None:
     job = Job(
         "Be brief.", [seen("What is 1?", "won", 0.0)], "Be exact.", [seen("What is 1?", "one", 1.0)]
     )
-    text = wording().request(job)
+    text, _ = wording().request(job)
     order = ["Be brief.", "Answer: won", "Be exact.", "Answer: one", "merged prompt"]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
 
 
 @pytest.mark.parametrize("partner", [None, "Use:\n`````\nmore\n`````"])
 def test_fences_are_longer_than_any_within(partner: str | None) -> None:
-    text = wording().request(Job("Use:\n```\ncode\n```", [], partner))
+    text, asked = wording().request(Job("Use:\n```\ncode\n```", [], partner))
     fence = "`" * (4 if partner is None else 6)
     assert f"{fence}\nUse:\n```\ncode\n```\n{fence}" in text
-    assert text.endswith(fence) and f"{fence}`" not in text
+    assert text.endswith(fence) and f"{fence}`" not in text and asked == fence
 
 
 def test_braces_are_text() -> None:
     job = Job(r"Use \boxed{path} {0}", [seen("{question}", "{answer}", 0.0)], "{partner}")
-    text = wording().request(job)
+    text, _ = wording().request(job)
     assert all(part in text for part in (r"Use \boxed{path} {0}", "{question}", "{partner}"))
 
 
@@ -90,9 +90,9 @@ def test_the_budget_holds_for_any_rollouts(entries, budget: int) -> None:
         seen(f"{i} {question}", f"{i} {answer}", reward)
         for i, (question, answer, reward) in enumerate(entries)
     ]
-    bare = words(wording(budget=budget).request(Job("Answer.", [])))
+    bare = words(wording(budget=budget).request(Job("Answer.", []))[0])
     tally = 30  # words at most
-    text = wording(budget=budget).request(Job("Answer.", rollouts))
+    text, _ = wording(budget=budget).request(Job("Answer.", rollouts))
     assert words(text) - bare <= budget + tally
     if any(reward < 1 for *_, reward in entries):  # the worst is always there
         worst = min(reward for *_, reward in entries)
@@ -106,17 +106,25 @@ def test_the_budget_holds_for_any_rollouts(entries, budget: int) -> None:
 
 def test_a_cut_keeps_the_beginning_and_the_end() -> None:
     text = " ".join(str(i) for i in range(2000))
-    shown = wording(budget=1000).request(Job("Answer.", [seen(text, "x" * 50_000, 0.0)]))
-    question = shown.split("Question: ")[1].split("\nAnswer:")[0]
-    assert question.startswith("0 1 2 ") and question.endswith(" 1998 1999")
-    assert " […] " in question and 60 <= words(question) <= 100
+    shown, _ = wording(budget=1000).request(Job("Answer.", [seen(text, "x" * 50_000, 0.0)]))
+    cut = shown.split("Question: ")[1].split("\nAnswer:")[0]
+    assert cut.startswith("0 1 2 ") and cut.endswith(" 1998 1999")
+    assert " […] " in cut and 60 <= words(cut) <= 100
     # A budget in characters where every character is a token.
-    letters = Wording("light", 300, 1000, len).request(Job("Answer.", [seen("q", "x" * 9999, 0.0)]))
+    letters = Wording("light", 300, 1000, len, question).request(
+        Job("Answer.", [seen("q", "x" * 9999, 0.0)])
+    )[0]
     assert letters.count("x") < 200
 
 
 def test_failures_leave_room_for_what_worked() -> None:
     rollouts = [seen(f"{i}", "wrong " * 60, 0.0) for i in range(50)]
-    text = wording(budget=1000).request(Job("Answer.", [*rollouts, seen("x", "right", 1.0)]))
+    text, _ = wording(budget=1000).request(Job("Answer.", [*rollouts, seen("x", "right", 1.0)]))
     assert "Answer: right" in text
     assert 700 < sum(words(line) for line in text.splitlines() if "wrong " in line) < 800
+
+
+def test_a_problem_is_shown_as_it_is_asked() -> None:
+    with_options = Wording("light", 300, 4000, words, lambda problem: f"{problem.question} A or B?")
+    text, _ = with_options.request(Job("Answer.", [seen("Which one?", "A", 0.0)]))
+    assert "Question: Which one? A or B?" in text

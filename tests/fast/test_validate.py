@@ -18,9 +18,10 @@ PROBLEMS = [
 TRAINING = TrainingText(PROBLEMS)
 
 
-def reason(text: str, parent: str = "Answer.", known: tuple[str, ...] = ()) -> str | None:
+def reason(text: str, *parents: str, known: tuple[str, ...] = ()) -> str | None:
     validator = Validator(lambda t: len(t.split()), ["<|im_end|>", ""], max_tokens=30)
-    return validator.reason(text, parent, {normalised(k) for k in known}, TRAINING)
+    held = {normalised(k) for k in known}
+    return validator.reason(text, parents or ("Answer.",), held, TRAINING)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
@@ -81,8 +82,20 @@ def test_what_is_no_quotation(text: str) -> None:
 
 def test_what_the_parent_quotes_is_not_held_against_its_child() -> None:
     parent = r"For example \boxed{3,8,15,20,41}."
-    assert reason(parent + " Be brief.", parent=parent) is None
+    assert reason(parent + " Be brief.", parent) is None
     assert reason(parent + " Or the Kingdom of Norway.", parent) == "quotes training answers"
+
+
+def test_what_either_parent_of_a_merge_quotes_is_not_held_against_it() -> None:
+    one, other = "Use 3,8,15,20,41.", "Not the Kingdom of Norway."
+    assert reason(f"{one} {other}", one, other) is None
+    assert reason(f"{one} {other}", one) == "quotes training answers"
+
+
+def test_every_part_of_an_answer_is_private() -> None:
+    titles = TrainingText([Problem("1", "Which pages?", "Foo Bar Quux; The Second Longer Title")])
+    assert titles.quoted_in("Search for the second longer title.")
+    assert titles.quoted_in("Search for Foo Bar Quux.") and not titles.quoted_in("Search for Foo.")
 
 
 def test_the_same_problem_twice_is_still_one_problem() -> None:

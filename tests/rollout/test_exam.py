@@ -49,3 +49,24 @@ def test_what_is_no_conversation_is_refused(chat: Chat, messages: Any) -> None:
     task.render = lambda problem: messages  # type: ignore[method-assign]
     with pytest.raises(TaskError, match="list of messages"):
         Exam(task, chat, 500, 0).context(problem(1), "Answer.")
+
+
+def test_the_templates_own_system_message_is_foreseen(chat: Chat, monkeypatch) -> None:
+    """It stands where there is no prompt, as SmolLM2's and Qwen2.5's do."""
+    assert chat.default_prompt_tokens == 0
+    own = (
+        "{% if messages[0].role != 'system' %}"
+        "<|im_start|>system\nBe helpful.<|im_end|>\n{% endif %}"
+    )
+    monkeypatch.setattr(chat.tokenizer, "chat_template", own + chat.tokenizer.chat_template)
+    monkeypatch.delitem(chat.__dict__, "default_prompt_tokens")
+    exam = Exam(Echo(), chat, 500, 0)
+    longest = max(len(exam.context(problem(9), prompt)) for prompt in ("", Echo.seed_prompt))
+    assert chat.default_prompt_tokens == chat.count("Be helpful.")
+    assert not Exam(Echo(), chat, longest - 1, 0).fits(problem(9))
+    assert Exam(Echo(), chat, longest + 4, 0).fits(problem(9))
+    monkeypatch.delitem(chat.__dict__, "default_prompt_tokens")
+
+
+def test_a_problem_is_shown_as_it_is_asked(chat: Chat) -> None:
+    assert Exam(Echo(), chat, 500, 0).shown(problem(2)).strip() == "word word"
