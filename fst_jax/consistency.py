@@ -94,7 +94,7 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
             f"K = {config.population} must divide rollout.group_size G = "
             f"{config.rollout.group_size}, since each prompt serves G/K rollouts of a problem",
         )
-    if config.slow.baseline == "prompt":
+    if config.slow.baseline == "prompt" and not config.distill.enabled:
         require(
             config.rollout.group_size // max(config.population, 1) >= 2,
             "slow.baseline",
