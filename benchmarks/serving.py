@@ -29,8 +29,9 @@ from fst_jax.models.decoder import Decoder
 from fst_jax.models.folder import resolve
 from fst_jax.models.huggingface import load_model
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.rollout.batching import Batcher, Sample
+from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.engine import Request
+from fst_jax.rollout.sample import Sample
 
 PROMPT = 64  # tokens
 

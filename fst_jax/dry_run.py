@@ -44,8 +44,9 @@ def describe(config: Config, inputs: Inputs) -> str:
 
     copies = {"parameters": count * FLOAT32}
     if config.slow.enabled:
-        chunks = {"a chunk of logits, both policies'": 2 * head} if distills else {}
-        copies = _learner_bytes(config, model) | (chunks or {"one chunk of logits": head})
+        of_both = {"a chunk of logits, both policies'": 2 * head}
+        copies = _learner_bytes(config, model)
+        copies |= of_both if distills else {"one chunk of logits": head}
     copies |= {f"KV cache, {prompts} prompts × {sampled} samples": kv}
     lines = [
         to_yaml(config).rstrip(),

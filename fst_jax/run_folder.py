@@ -6,14 +6,19 @@ Running the same config again resumes in its folder; another config is refused w
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fst_jax.config import Config, ParallelSettings
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.settings import difference, load_file, to_yaml
 
-_ENDPOINT = ("lm_url", "lm_api_key_env", "lm_timeout_s", "lm_price_in", "lm_price_out")
-_SERVERS = ("url", "timeout_s", "patience_s", "api_key_env", "weights_dir")
 _START = ("coordinator", "processes", "process", "start_timeout_s")
+# How servers, the reflector and the processes of a run are reached and started, by section.
+_MAY_CHANGE = {
+    "rollout": ("url", "timeout_s", "patience_s", "api_key_env", "weights_dir"),
+    "fast": ("lm_url", "lm_api_key_env", "lm_timeout_s", "lm_price_in", "lm_price_out"),
+    "parallel": _START,
+}
 
 
 def by_step(folder: Path, suffix: str = "") -> list[Path]:
@@ -101,17 +106,17 @@ class RunFolder:
             ) from error
         # Where a run lies, who watches it, how its processes start, and how its servers and its
         # reflector are reached may change on the way, and it may go on for longer.
-        endpoint = {key: getattr(config.fast, key) for key in _ENDPOINT}
-        servers = {key: getattr(config.rollout, key) for key in _SERVERS}
-        start = {key: getattr(config.parallel, key) for key in _START}
+        sections: dict[str, Any] = {}
+        for section, keys in _MAY_CHANGE.items():
+            now = getattr(config, section)
+            same = {key: getattr(now, key) for key in keys}
+            sections[section] = replace(getattr(old, section), **same)
         old = replace(
             old,
             name=config.name,
             output=config.output,
             tracking=config.tracking,
-            rollout=replace(old.rollout, **servers),
-            fast=replace(old.fast, **endpoint),
-            parallel=replace(old.parallel, **start),
+            **sections,
             train=max(old.train, config.train, key=lambda train: train.steps),
         )
         changed = difference(old, config)

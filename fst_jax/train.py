@@ -16,7 +16,6 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -198,9 +197,8 @@ def sample_groups(
         prompts = [""] if config.unprompted else [progress.pool.seed.text]
     each = config.rollouts_per_context
     pairs = [(problem, prompt) for problem in problems for prompt in prompts]
-    staleness, since = config.fast.reuse_staleness, 0
-    if staleness is not None:
-        since = step - staleness
+    staleness = config.fast.reuse_staleness
+    since = 0 if staleness is None else step - staleness
     claimed = [progress.leftovers.claim(*pair, each, since) for pair in pairs]
     rest = [each - len(of_pair) for of_pair in claimed]
     sampled = actor.roll_out(pairs, rest, training(config), generator(config, "groups", step))
@@ -216,7 +214,9 @@ def slow_step(
 ) -> dict[str, Any]:
     """Advantages over each group, then the step's updates of θ."""
     slow, metrics = config.slow, group_metrics(groups)
-    reference = partial(exam.context, prompt="") if slow.reference_prompt == "none" else None
+    reference: list[tuple[int, ...]] = []
+    if slow.reference_prompt == "none":
+        reference = [tuple(exam.context(group[0].problem, "")) for group in groups]
     samples = samples_of(groups, slow, reference=reference)
     if slow.kl_placement == "reward":
         (batch,) = packed(config, learner, [samples])

@@ -12,8 +12,8 @@ same ones.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.sharding import SEQUENCES, whole_shards
-from fst_jax.rollout.engine import Request
+from fst_jax.rollout.sample import Sample
 from fst_jax.rollout.sampler import Choice
 from fst_jax.rollout.slots import Chunk, Grid, Piece, Plan, programs
 from fst_jax.shapes import bucket
@@ -58,30 +58,6 @@ def largest_grids(
     return grid, before, (rows, piece_width(rows, prompt, grid.context))
 
 
-@dataclass(eq=False)
-class Sample:
-    """One continuation of a request, from its wait for a slot to its end."""
-
-    request: Request
-    seed: int
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    spans: list[tuple[Any, int]] = field(default_factory=list)  # (weight version, first token)
-    finish_reason: Literal["stop", "length", "abort"] | None = None
-    cached: int = 0  # tokens of the prompt that were not computed for this sample
-    before: int = 0  # tokens that it had when it came into its slot
-    shown: int = 0  # tokens that a client has been sent
-
-    @property
-    def context(self) -> tuple[int, ...]:
-        """What its row must hold; retracted samples come back with what they have generated."""
-        return (*self.request.prompt_ids, *self.ids[: self.before])
-
-    @property
-    def left(self) -> int:
-        return self.request.max_new_tokens - len(self.ids)
-
-
 @dataclass
 class Work:
     """Tokens that the engine computed, and those that it did not have to."""
@@ -106,8 +82,6 @@ class Batcher:
         self.work = Work()
         self._waiting: dict[tuple[int, ...], deque[Sample]] = {}
         self._seats: dict[Sample, tuple[int, int]] = {}
-        # Whose next token other weights have already given logits for, and their version.
-        self._drawn: dict[Sample, Any] = {}
         self._contexts: Any = None
         self._slots: Any = None
         self._samples: list[list[Sample | None]] = []
@@ -166,7 +140,8 @@ class Batcher:
         """
         if params is not self.params:
             self.flush()
-            self._drawn = {sample: self._drawn.get(sample, self.version) for sample in self._seats}
+            for sample in self._seats:
+                sample.drawn = self.version if sample.drawn is None else sample.drawn
         self.params, self.version = params, version
 
     def flush(self) -> None:
@@ -178,11 +153,11 @@ class Batcher:
         retracted, waiting = list(self._seats), self._waiting
         self._waiting = {}
         for sample in retracted:
-            sample.before = len(sample.ids)
+            sample.before, sample.drawn = len(sample.ids), None
             self._waiting.setdefault(sample.context, deque()).append(sample)
         for context, group in waiting.items():
             self._waiting.setdefault(context, deque()).extend(group)
-        self._seats, self._drawn = {}, {}
+        self._seats = {}
         self._samples = [[None] * self._grid.width for _ in self._samples]
 
     def release(self) -> None:
@@ -474,14 +449,6 @@ class Batcher:
             enough=np.int32(enough),
         )
 
-    def _label(self, sample: Sample, count: int) -> None:
-        """Note the version of the next `count` tokens."""
-        first = len(sample.ids)
-        versions = [self._drawn.pop(sample, self.version), self.version]  # of the first, of others
-        for start, version in enumerate(versions[:count], start=first):
-            if not sample.spans or sample.spans[-1][0] != version:
-                sample.spans.append((version, start))
-
     def _harvest(self, chunk: Chunk) -> list[Sample]:
         """Hand out what a chunk generated, and free the slots of those that ended."""
         touched = list(self._seats)
@@ -490,10 +457,11 @@ class Batcher:
         for sample in touched:
             seat = self._seats[sample]
             count = int(chunk.counts[seat])
-            if count:
-                self._label(sample, count)
-            sample.ids += chunk.tokens[seat][:count].tolist()
-            sample.logprobs += chunk.logprobs[seat][:count].tolist()
+            sample.extend(
+                chunk.tokens[seat][:count].tolist(),
+                chunk.logprobs[seat][:count].tolist(),
+                self.version,
+            )
             self.work.decoded += count
             if chunk.stopped[seat]:
                 sample.finish_reason = "stop"

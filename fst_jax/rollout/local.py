@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fst_jax.models.decoder import Decoder
-from fst_jax.rollout.batching import Batcher, Sample
+from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
+from fst_jax.rollout.sample import Sample
 
 
 @partial(jax.jit, donate_argnums=1, keep_unused=True)

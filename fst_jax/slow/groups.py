@@ -8,6 +8,7 @@ ablation, where each prompt's rollouts are compared among themselves.  With
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ def samples_of(
     groups: Sequence[Sequence[Rollout]],
     settings: SlowSettings,
     penalties: Float[np.ndarray, "N"] | None = None,
-    reference: Callable[[Problem], Sequence[int]] | None = None,
+    reference: Sequence[tuple[int, ...]] = (),
 ) -> list[Sample]:
     """Label every rollout with its advantage; `groups[p]` holds problem p's G rollouts.
 
     `penalties`, one a rollout, are taken off the rewards first (see `penalty.py`).  `reference`
-    gives the token ids of a problem as the reference reads it, where that is not as θ does.
+    holds the token ids of each problem as the reference reads it, where that is not as θ does.
     """
     flat = [(p, rollout) for p, group in enumerate(groups) for rollout in group]
     own = recipe(settings)
@@ -50,15 +51,12 @@ def samples_of(
         own.leave_one_out,
     )
     return [
-        Sample(
-            context_ids=rollout.context_ids,
-            ids=rollout.completion.ids,
-            logprobs=rollout.completion.logprobs,
-            temperature=rollout.completion.temperature,
+        replace(
+            unlabelled(rollout.context_ids, rollout.completion),
             group=p,
             advantage=float(advantage),
             valid=bool(has_variance),
-            frozen_ids=tuple(reference(rollout.problem)) if reference else (),
+            frozen_ids=reference[p] if reference else (),
         )
         for (p, rollout), advantage, has_variance in zip(flat, advantages, valid, strict=True)
     ]
@@ -74,20 +72,14 @@ def followers(
     Each prompt is that of G/K rollouts, one after another.  `context` gives a problem's token ids
     under a prompt.
     """
-    return [
-        Sample(
-            context_ids=rollout.context_ids,
-            ids=rollout.completion.ids,
-            logprobs=rollout.completion.logprobs,
-            temperature=rollout.completion.temperature,
-            group=p,
-            advantage=0.0,
-            valid=True,
-            frozen_ids=tuple(context(rollout.problem, prompts[i * len(prompts) // len(group)])),
-        )
-        for p, group in enumerate(groups)
-        for i, rollout in enumerate(group)
-    ]
+    samples = []
+    for p, group in enumerate(groups):
+        read = [tuple(context(group[0].problem, prompt)) for prompt in prompts]
+        for i, rollout in enumerate(group):
+            own = unlabelled(rollout.context_ids, rollout.completion)
+            frozen_ids = read[i * len(prompts) // len(group)]
+            samples.append(replace(own, group=p, valid=True, frozen_ids=frozen_ids))
+    return samples
 
 
 def unlabelled(context_ids: tuple[int, ...], completion: Completion) -> Sample:

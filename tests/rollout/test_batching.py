@@ -9,8 +9,9 @@ from flax import nnx
 
 from fst_jax.config import ParallelSettings
 from fst_jax.parallel.mesh import make_mesh
-from fst_jax.rollout.batching import Batcher, Sample
+from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.engine import Request
+from fst_jax.rollout.sample import Sample
 from tests.slow import tiny
 
 STOPS = (3, 17, 18, 40)

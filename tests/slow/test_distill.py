@@ -367,13 +367,7 @@ def test_a_refreshed_teacher_is_kept_and_comes_back(tmp_path):
     checkpoints.wait()
     assert learner.step(pair)["distill_kl"] == pytest.approx(0, abs=1e-6)
     after = host(learner.saved)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner.saved
-    )
-    saved = checkpoints.restore(like)
-    checkpoints.close()
-    assert saved is not None
-    learner.restore(saved.arrays)
+    tiny.restore_newest(learner, checkpoints)
     jax.tree.map(np.testing.assert_array_equal, host(learner.saved), before)
     learner.step(pair)
     jax.tree.map(np.testing.assert_array_equal, host(learner.saved), after)

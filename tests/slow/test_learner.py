@@ -390,13 +390,7 @@ def test_a_refreshed_reference_is_kept_and_comes_back(place, tmp_path):
     assert learner.step(batch)["kl_k2"] == pytest.approx(0, abs=1e-9)
     jax.tree.map(np.testing.assert_array_equal, host(base), host(BASE))  # drift's, still there
     after = host(learner.state)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner.saved
-    )
-    saved = checkpoints.restore(like)
-    checkpoints.close()
-    assert saved is not None
-    learner.restore(saved.arrays)
+    tiny.restore_newest(learner, checkpoints)
     jax.tree.map(np.testing.assert_array_equal, host(learner.reference), before)
     jax.tree.map(np.testing.assert_array_equal, host(learner.params), before)
     learner.step(batch)

@@ -13,7 +13,9 @@ from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import path_of
+from fst_jax.slow.learner import Learner
 from fst_jax.slow.packing import Sample
+from fst_jax.state import Checkpoints
 from tests.helpers import tiny_config
 
 VOCABULARY = 60
@@ -153,3 +155,14 @@ def make_samples(
                     )
                 )
     return samples
+
+
+def restore_newest(learner: Learner, checkpoints: Checkpoints) -> None:
+    """Have a learner take over what was saved last."""
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner.saved
+    )
+    saved = checkpoints.restore(like)
+    checkpoints.close()
+    assert saved is not None
+    learner.restore(saved.arrays)

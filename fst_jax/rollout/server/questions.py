@@ -74,13 +74,13 @@ _NEUTRAL = {
     "min_new_tokens": 0, "min_tokens": 0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
     "repetition_penalty": 1.0, "response_format": {"type": "text"},
 }  # fmt: skip
+# Of any body; each is a field of some.
 _REFUSED = (
-    "min_new_tokens", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "stop_regex", "json_schema", "regex", "ebnf", "structural_tag", "logit_bias",
-    "custom_params", "beam_width", "watermark", "choice",
-)  # fmt: skip
-_REFUSED_OPENAI = (
-    "logit_bias", "response_format", "min_tokens", "regex", "ebnf", "stop_regex", "lora_path",
+    *_NEUTRAL, "stop_regex", "json_schema", "regex", "ebnf", "structural_tag", "logit_bias",
+    "custom_params", "beam_width", "watermark", "choice", "top_logprobs_num", "token_ids_logprob",
+    "return_hidden_states", "image_data", "audio_data", "video_data", "lora_path",
+    "custom_logit_processor", "session_params", "echo", "suffix", "tools", "top_logprobs",
+    "continue_final_message",
 )  # fmt: skip
 _MOST_STOPS = 64  # each bucket of their number is a program
 _COLDEST = 1e-6  # of temperatures; below, as SGLang has it, the likeliest token is taken
@@ -202,10 +202,7 @@ class Reader:
         Raises:
           BadRequest: with what is wrong.
         """
-        _refuse(body, (
-            "top_logprobs_num", "token_ids_logprob", "return_hidden_states", "image_data",
-            "audio_data", "video_data", "lora_path", "custom_logit_processor", "session_params",
-        ))  # fmt: skip
+        _refuse(body)
         if (body.text is None) == (body.input_ids is None):
             raise BadRequest("give either text or input_ids")
         if body.text is not None:
@@ -248,7 +245,7 @@ class Reader:
 
     def completion(self, body: TextCompletion) -> list[Prompt]:
         """The prompts of /v1/completions."""
-        _refuse(body, ("echo", "suffix", *_REFUSED_OPENAI))
+        _refuse(body)
         if body.best_of not in (None, body.n):
             raise BadRequest("best_of is not supported")
         if body.logprobs:
@@ -259,7 +256,7 @@ class Reader:
 
     def chat(self, body: ChatCompletion) -> list[Prompt]:
         """The prompt of /v1/chat/completions, alone in a list."""
-        _refuse(body, ("tools", "top_logprobs", "continue_final_message", *_REFUSED_OPENAI))
+        _refuse(body)
         if not body.messages:
             raise BadRequest("messages must not be empty")
         messages = [{"role": each.role, "content": _text(each)} for each in body.messages]
@@ -302,7 +299,7 @@ class Reader:
     def _prompt(
         self, ids: list[int], params: SamplingParams, logprobs: bool, token_texts: bool, name: str
     ) -> Prompt:
-        _refuse(params, _REFUSED)
+        _refuse(params)
         limit = 128 if params.max_new_tokens is None else params.max_new_tokens
         temperature = _or(params.temperature, 1.0)
         top_p, min_p, n = _or(params.top_p, 1.0), _or(params.min_p, 0.0), _or(params.n, 1)
@@ -373,8 +370,8 @@ def _each(value: Any, count: int, name: str) -> list[Any]:
     return value
 
 
-def _refuse(body: Any, names: Sequence[str]) -> None:
-    for name in names:
+def _refuse(body: Any) -> None:
+    for name in _REFUSED:
         value, neutral = getattr(body, name, None), _NEUTRAL.get(name)
         if value not in (None, neutral) and (value or neutral is not None):
             raise BadRequest(f"{name} is not supported by this server")

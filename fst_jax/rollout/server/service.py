@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
-from fst_jax.rollout.batching import Batcher, Sample
+from fst_jax.rollout.batching import Batcher
+from fst_jax.rollout.sample import Sample
 from fst_jax.rollout.server.metrics import Metrics
 from fst_jax.rollout.server.questions import BadRequest, Prompt
 
@@ -295,7 +296,7 @@ class Service:
                     command()
                 else:
                     changed = self._batcher.advance(_STEPS)
-                    self._count()
+                    self._count()  # before a client knows that its samples have ended
                     for sample in changed:
                         self._deliver(sample)
                 self._count()
