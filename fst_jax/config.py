@@ -423,11 +423,42 @@ class EvalSettings:
 @dataclass(frozen=True)
 class CheckpointSettings:
     every: int = setting(10, "Steps between checkpoints; 0: only at the end (ours).")
-    keep: int = setting(2, "Newest checkpoints kept (ours).")
+    keep: int = setting(2, "Newest checkpoints kept (ours: a damaged one has one before it).")
+    keep_every: int = setting(
+        0, "Checkpoints of steps divisible by this are kept for good, too; 0: none are (ours)."
+    )
     export_every: int = setting(
         0,
         "Steps between weights that are kept for good, exports/<step>/, each a Hugging Face folder "
         "that model.path may name; 0: none, export/ alone holds the newest (ours).",
+    )
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    stop_within_s: float = setting(
+        20.0,
+        "Seconds after Ctrl-C or SIGTERM in which the step may end; then it is left, and the state "
+        "before it is saved (ours: clouds give 30 before they take a machine back).",
+    )
+    notice_url: str | None = setting(
+        None,
+        "Address that says whether the machine is about to be taken back, which is then as SIGTERM "
+        "is; on Google Cloud http://metadata.google.internal/computeMetadata/v1/instance/"
+        "maintenance-event. null: nobody is asked.",
+    )
+    stall_s: dict[str, float] = setting(
+        {
+            "sync": 1800.0,
+            "evolve": 1800.0,
+            "rollout": 1800.0,
+            "train": 3600.0,
+            "evaluate": 1800.0,
+            "checkpoint": 3600.0,
+        },
+        "Seconds in which nothing moves in a phase (no tokens, no answer, no update) after which "
+        "the process dumps its stacks and ends; 0 or none: never (ours: far above what a compilation "
+        "takes).",
     )
 
 
@@ -453,6 +484,7 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    watch: WatchSettings = field(default_factory=WatchSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     @property

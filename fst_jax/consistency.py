@@ -3,7 +3,7 @@
 import math
 import re
 
-from fst_jax.config import Config, Objective
+from fst_jax.config import Config, Objective, WatchSettings
 
 UNCLIPPED: tuple[Objective, ...] = ("cispo", "rloo", "reinforce")  # no trust region
 _MINIMA = {
@@ -42,6 +42,7 @@ _MINIMA = {
     "eval.samples": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
     "checkpoint.export_every": 0,
 }
 _POSITIVE = (
@@ -56,6 +57,7 @@ _POSITIVE = (
     "slow.lora_alpha",
     "slow.importance_cap",
     "eval.temperature",
+    "watch.stop_within_s",
     "task.timeout_s",
     "parallel.start_timeout_s",
     "fast.lm_timeout_s",
@@ -86,6 +88,10 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
     require(0 < config.eval.top_p <= 1, "eval.top_p", "must be in (0, 1]")
     for key, value in (("adam_b1", config.slow.adam_b1), ("adam_b2", config.slow.adam_b2)):
         require(0 <= value < 1, f"slow.{key}", f"must be in [0, 1), not {value}")
+    for name, limit in config.watch.stall_s.items():
+        key, phases = f"watch.stall_s.{name}", WatchSettings().stall_s
+        require(name in phases, key, f"no phase has this name; they are {', '.join(phases)}")
+        require(0 <= limit < math.inf, key, f"must be at least 0 and finite, not {limit}")
     require(0 <= config.seed < 2**31, "seed", f"must be in [0, 2^31), not {config.seed}")
     if config.population >= 1:
         require(

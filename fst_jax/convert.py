@@ -18,9 +18,10 @@ from flax import nnx
 
 from fst_jax.errors import ModelError, UserError
 from fst_jax.models import lora, peft
-from fst_jax.models.folder import publish, resolve
+from fst_jax.models.folder import resolve
 from fst_jax.models.gguf import GGUFModel
 from fst_jax.models.huggingface import load_model, save_model
+from fst_jax.models.publishing import publish
 from fst_jax.models.shards import write_shards
 
 _DTYPES = ("float32", "bfloat16", "float16")

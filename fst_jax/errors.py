@@ -9,6 +9,10 @@ class UserError(Exception):
     """Something the user supplied is wrong; the message says what to change."""
 
 
+class Interrupted(BaseException):
+    """What is under way is to be left; like KeyboardInterrupt no `except Exception` holds it."""
+
+
 class ConfigError(UserError):
     """A setting is unknown, of the wrong type, or inconsistent with another."""
 

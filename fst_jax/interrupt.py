@@ -1,18 +1,50 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop after this step, the second stops it."""
+"""Ctrl-C, SIGTERM and notices of maintenance: how a run is asked to stop, and when it must.
+
+The first signal asks: the run ends its step and saves.  Clouds give a machine that they take back
+some 30 seconds, and a step may take longer; so after `within_s` what is under way is left where it
+is, `Interrupted` rises from the next `check`, and the state before the step is saved, from which
+the step is taken again.  The second signal ends the process at once.
+
+`check` stands where work waits or loops for long and θ is untouched: between the chunks of the
+sampler, while servers, scorers and the reflector are waited for.  An update of θ is never left.
+"""
 
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
+
+from fst_jax.errors import Interrupted
+from fst_jax.parallel.distributed import any_of
 
 
 class StopRequest:
-    """While entered, `requested` becomes True at the first signal."""
+    """While entered, `requested` becomes True at the first signal or call of `ask`."""
 
-    def __init__(self) -> None:
+    _entered: "StopRequest | None" = None  # the one that `check` looks at
+
+    def __init__(self, within_s: float | None = None) -> None:
+        """After `within_s` seconds work is interrupted; None: it never is."""
         self.requested = False
+        self._within_s = within_s
+        self._since = 0.0
         self._previous: dict[int, object] = {}
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the time since the request is over."""
+        late = self._within_s is not None and time.monotonic() - self._since > self._within_s
+        return self.requested and late
+
+    def ask(self, why: str) -> None:
+        """Request a stop, and say so on stderr."""
+        if not self.requested:
+            self._since = time.monotonic()
+            self.requested = True
+            print(f"{why}: stopping after this step", file=sys.stderr, flush=True)
+
     def __enter__(self) -> "StopRequest":
+        StopRequest._entered = self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -23,14 +55,22 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        StopRequest._entered = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
         signal.signal(number, signal.SIG_DFL)
-        print(
-            "stopping after this step; the same signal again stops at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.ask(f"{signal.Signals(number).name}; a second one stops at once")
+
+
+def check(together: bool = False) -> None:
+    """Raise Interrupted where a request to stop is overdue.
+
+    With `together` every process of a run calls this at the same place, and all of them raise where
+    one of them would; else process 0 alone does, inside of `agreed`, which tells the others.
+    """
+    stop = StopRequest._entered
+    overdue = stop is not None and stop.overdue
+    if any_of(overdue) if together else overdue:
+        raise Interrupted

@@ -4,22 +4,30 @@ The same config in the same folder goes on from the newest checkpoint; lines of
 metrics.jsonl written after it are cut off and written again.  All random
 numbers of a run are functions of (seed, purpose, step), so `Progress` and the
 learner's state are everything there is to save.
+
+A run can be taken up between two steps: there `mark` notes its state, and
+`checkpoint` saves what was noted last, also when the step after it was left.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fst_jax.config import Config
+from fst_jax.errors import RunError
 from fst_jax.fast.evolve import EvolveReport
 from fst_jax.fast.pool import Pool
 from fst_jax.fast.reuse import Leftovers
+from fst_jax.fast.round_log import RoundLog
+from fst_jax.lock import Lock
 from fst_jax.models.huggingface import save_model
 from fst_jax.models.peft import save_adapter
 from fst_jax.parallel.chips import utilisation
@@ -29,7 +37,9 @@ from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
 from fst_jax.slow.learner import Learner
 from fst_jax.state import Checkpoints
-from fst_jax.tracking import ConsoleTracker, JsonlTracker, Trackers, extra_trackers
+from fst_jax.tracking import END, ConsoleTracker, JsonlTracker, Trackers, extra_trackers
+from fst_jax.watchdog import phase
+from fst_jax.writing import writing
 
 SAMPLED_PROBLEMS = 2  # problems per step whose rollouts are written to samples/
 
@@ -51,7 +61,6 @@ class Progress:
 
     pool: Pool
     step: int = 0  # RL steps done
-    finished: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
     totals: Totals = field(default_factory=Totals)
 
@@ -59,20 +68,35 @@ class Progress:
         return {
             "pool": self.pool.to_json(),
             "step": self.step,
-            "finished": self.finished,
             "leftovers": self.leftovers.to_json(),
             "totals": asdict(self.totals),
         }
+
+    def copy(self) -> "Progress":
+        """As it is now, whatever the next step makes of it."""
+        return replace(self, leftovers=self.leftovers.copy(), totals=replace(self.totals))
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Progress":
         return Progress(
             Pool.from_json(data["pool"], "the checkpoint's pool"),
             data["step"],
-            data["finished"],
             Leftovers.from_json(data["leftovers"]),
             Totals(**data["totals"]),
         )
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """The state between two steps."""
+
+    progress: Progress
+    arrays: Any  # of the learner; an update donates them
+    offsets: dict[str, Any]  # of process 0: how far the files were, and the age of the run
+
+    @property
+    def intact(self) -> bool:
+        return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.arrays))
 
 
 class Journal:
@@ -87,26 +111,36 @@ class Journal:
         self._config, self._inputs, self._learner = config, inputs, learner
         self.folder = RunFolder.of(config)
         agreed(lambda: self.folder.create(config))
-        self._checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep)
+        self._lock: Lock | None = None
+        agreed(self._take)
+        self._checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint)
+        self.round_log = RoundLog(self.folder.round)
         seed_prompt = inputs.exam.task.seed_prompt
         self.progress = Progress(Pool.start(seed_prompt, config.population, config.seed))
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._arrays()
         )
         saved = self._checkpoints.restore(like)
-        offset, elapsed_s = 0, 0.0
+        begun: dict[str, Any] = {"metrics": 0, "samples": 0, "elapsed_s": 0.0}
+        host = saved.host if saved else begun
+        self._saved: int | None = None  # the newest step of which there is a checkpoint
         if saved is not None:
-            self.progress = Progress.from_json(saved.host["progress"])
-            offset, elapsed_s = saved.host["metrics_offset"], saved.host["elapsed_s"]
+            self._saved = saved.step
+            self.progress = Progress.from_json(host["progress"])
             if learner is not None:
                 learner.restore(saved.arrays)
-        self.resumed = saved is not None
-        first_step = self.progress.step + self.resumed
-        agreed(self._drop_later_files)
+        # Whether nothing is left to do, and the files end where they should.
+        ended = agreed(lambda: self.folder.ended)
+        self.finished = saved is not None and saved.step == ended == config.train.steps
+        self._mark: _Mark | None = None
         self._metrics: JsonlTracker | None = None
         self._trackers = Trackers([])
+        if self.finished:
+            return
+        agreed(lambda: self._drop_later_files(host["samples"]))
         if is_main():
-            self._metrics = JsonlTracker(self.folder.metrics, offset, elapsed_s)
+            first_step = self.progress.step + (saved is not None)
+            self._metrics = JsonlTracker(self.folder.metrics, host["metrics"], host["elapsed_s"])
             self._trackers = Trackers(
                 [
                     self._metrics,
@@ -114,6 +148,9 @@ class Journal:
                     *extra_trackers(config, self.folder.path, asdict(config), first_step),
                 ]
             )
+
+    def _take(self) -> None:
+        self._lock = Lock(self.folder.path)
 
     def log(self, event: str, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl for the current step, and its copies elsewhere."""
@@ -130,7 +167,9 @@ class Journal:
         tokens = {"tokens_generated": spent.tokens}
         self.log("evolve", {"task": task, "cycle": cycle, **values, **tokens, "seconds": seconds})
         if is_main():
-            self.progress.pool.save(self.folder.pool / f"{self.progress.step}.json")
+            path = self.folder.pool / f"{self.progress.step}.json"
+            with writing(path):
+                self.progress.pool.save(path)
 
     def slow_step(
         self,
@@ -170,41 +209,86 @@ class Journal:
         self.log("eval", values)
         self._show("eval", shown, {key: values[key] for key in ("task", "weights", "context")})
 
-    def checkpoint(self) -> None:
-        """Save everything a resumed run needs, and θ as a Hugging Face folder in export/.
-
-        Where adapters are trained, export/ holds them merged, adapter/ by themselves.
-        """
-        host: dict[str, Any] = {"progress": self.progress.to_json()}
-        if self._metrics:  # process 0 alone writes this part
-            host |= {
-                "metrics_offset": self._metrics.offset,
+    def mark(self) -> None:
+        """Note the state between two steps, from which the run can be taken up."""
+        offsets: dict[str, Any] = {}
+        if self._metrics:
+            samples = self._samples_of(self.progress.step)
+            offsets = {
+                "metrics": self._metrics.offset,
+                "samples": samples.stat().st_size if samples.exists() else 0,
                 "elapsed_s": self._metrics.elapsed_s,
             }
-        self._checkpoints.save(self.progress.step, self._arrays(), host)
-        self._export(self.folder.export)
-        if self._learner is not None and self._learner.adapters is not None:
-            alpha, base = self._config.slow.lora_alpha, self._config.model.path
-            save_adapter(self.folder.adapter, self._learner.adapters, alpha, base)
+        self._mark = _Mark(self.progress.copy(), self._arrays(), offsets)
+
+    def checkpoint(self) -> None:
+        """Save what was marked, and θ as a Hugging Face folder in export/.
+
+        The state is written in the background.  Where adapters are trained, export/ holds them
+        merged, adapter/ by themselves.  Does nothing if that state is saved, or θ has moved since.
+
+        Raises:
+          RunError: the folder cannot be written, or could not at the checkpoint before.
+        """
+        mark = self._mark
+        if mark is None or mark.progress.step == self._saved or not mark.intact:
+            return
+        phase("checkpoint")
+        if self._metrics:
+            self._metrics.to_disk()
+        host = {"progress": mark.progress.to_json(), **mark.offsets}
+        self._checkpoints.save(mark.progress.step, mark.arrays, host)
+        self._saved = mark.progress.step
+        with writing(self.folder.path):
+            self._export(self.folder.export)
+            if self._learner is not None and self._learner.adapters is not None:
+                alpha, base = self._config.slow.lora_alpha, self._config.model.path
+                save_adapter(self.folder.adapter, self._learner.adapters, alpha, base)
+
+    def finish(self) -> None:
+        """Note that the run has come to its end, when everything is on disk."""
         self._checkpoints.wait()
+        self.log(END, {})
+        self.finished = True
 
     def keep_weights(self) -> None:
         """Write θ as exports/<step>/; before the step's checkpoint, or a kill could skip it."""
-        self._export(self.folder.exports / str(self.progress.step))
+        with writing(self.folder.exports):
+            self._export(self.folder.exports / str(self.progress.step))
 
-    def close(self) -> None:
-        """Finish writing."""
-        self._checkpoints.close()
-        self._trackers.close()
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish writing, and let others use the folder."""
+        try:
+            self._checkpoints.close()
+        except RunError:
+            if error is None:  # else what went wrong first is told
+                raise
+        finally:
+            self._trackers.close()
+            if self._lock:
+                self._lock.release()
 
     def _show(self, event: str, rollouts: Sequence[Rollout], origin: dict[str, Any]) -> None:
         """Append rollouts to the step's samples, for a reader."""
         if not is_main():
             return
-        origin = {"event": event, "step": self.progress.step, **origin}
-        with open(self.folder.samples / f"{self.progress.step}.jsonl", "a", encoding="utf-8") as f:
-            for rollout in rollouts:
-                f.write(json.dumps(origin | _sample(rollout), ensure_ascii=False) + "\n")
+        step = self.progress.step
+        origin = {"event": event, "step": step, **origin}
+        lines = [json.dumps(origin | _sample(each), ensure_ascii=False) for each in rollouts]
+        path = self._samples_of(step)
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+    def _samples_of(self, step: int) -> Path:
+        return self.folder.samples / f"{step}.jsonl"
 
     def _arrays(self) -> Any:
         """The sharded state; a frozen model has none but must not be an empty tree."""
@@ -214,12 +298,20 @@ class Journal:
         if self._learner is not None:
             save_model(folder, self._learner.params, self._inputs.model, self._inputs.folder)
 
-    def _drop_later_files(self) -> None:
-        """Remove pools, samples and exports of steps that are done from now on, or again."""
-        done = self.progress.step if self.resumed else -1
-        for folder in (self.folder.pool, self.folder.samples, self.folder.exports):
+    def _drop_later_files(self, samples: int) -> None:
+        """Remove what steps and evaluations left that are done from now on, or again.
+
+        `samples` is the size that the newest step's samples had when its state was marked.
+        """
+        step = self._saved
+        done = {self.folder.pool: step, self.folder.samples: step, self.folder.exports: step}
+        if step is not None:
+            done[self.folder.pool] = step - 1  # a step's own round comes after its mark
+            if self._samples_of(step).exists():
+                os.truncate(self._samples_of(step), samples)
+        for folder, last in done.items():
             for path in folder.glob("*"):
-                if path.stem.isdigit() and int(path.stem) <= done:
+                if last is not None and path.stem.isdigit() and int(path.stem) <= last:
                     continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

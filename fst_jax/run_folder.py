@@ -3,6 +3,7 @@
 Running the same config again resumes in its folder; another config is refused with a diff.
 """
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 from fst_jax.config import Config, ParallelSettings
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.settings import difference, load_file, to_yaml
+from fst_jax.tracking import END
 
 _START = ("coordinator", "processes", "process", "start_timeout_s")
-# How servers, the reflector and the processes of a run are reached and started, by section.
+# How servers, the reflector and the processes of a run are reached and started, by section; and
+# over which devices it is spread.
 _MAY_CHANGE = {
     "rollout": ("url", "timeout_s", "patience_s", "api_key_env", "weights_dir"),
     "fast": ("lm_url", "lm_api_key_env", "lm_timeout_s", "lm_price_in", "lm_price_out"),
-    "parallel": _START,
+    "parallel": (*_START, "mesh"),
+    "checkpoint": ("every", "keep", "keep_every"),
 }
 
 
@@ -47,12 +51,27 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def ended(self) -> int | None:
+        """The step at which the run was finished, if it was, and was not taken up again."""
+        try:
+            with open(self.metrics, "rb") as file:
+                file.seek(max(0, self.metrics.stat().st_size - 4096))
+                last = json.loads(file.read().splitlines()[-1])
+            return int(last["step"]) if last["event"] == END else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    @property
     def pool(self) -> Path:
         return self.path / "pool"
 
     @property
     def reflections(self) -> Path:
         return self.path / "reflections.jsonl"
+
+    @property
+    def round(self) -> Path:
+        return self.path / "round.jsonl"
 
     @property
     def samples(self) -> Path:
@@ -104,8 +123,9 @@ class RunFolder:
                 f"{self.path} holds a run whose config cannot be read: choose another --name\n"
                 f"{error}"
             ) from error
-        # Where a run lies, who watches it, how its processes start, and how its servers and its
-        # reflector are reached may change on the way, and it may go on for longer.
+        # Where a run lies, who watches it, what is kept of it, how its processes start, on which
+        # devices they are, and how its servers and its reflector are reached may change on the way,
+        # and it may go on for longer.
         sections: dict[str, Any] = {}
         for section, keys in _MAY_CHANGE.items():
             now = getattr(config, section)
@@ -116,6 +136,7 @@ class RunFolder:
             name=config.name,
             output=config.output,
             tracking=config.tracking,
+            watch=config.watch,
             **sections,
             train=max(old.train, config.train, key=lambda train: train.steps),
         )
@@ -143,7 +164,7 @@ class RunFolder:
                 kept = replace(config, parallel=replace(config.parallel, **own))
                 self._draft.write_text(to_yaml(kept), encoding="utf-8")
                 self._draft.replace(self.config)
-            for folder in (self.pool, self.samples, self.checkpoints, self.export):
+            for folder in (self.pool, self.samples, self.checkpoints):
                 folder.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(

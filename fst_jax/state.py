@@ -2,10 +2,15 @@
 
 Orbax writes each step beside its final place and then renames it, so that a process killed at any
 moment leaves the step before.  Saving goes on in the background; the arrays may be donated as
-soon as `save` returns.
+soon as `save` returns.  What is restored is compared with checksums that were taken before it was
+written, of every array and of the dict: a step that is not what was saved is passed over.
 """
 
+import hashlib
+import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from fst_jax.checksums import checksums
+from fst_jax.config import CheckpointSettings
 from fst_jax.errors import RunError
+from fst_jax.parallel.distributed import any_of
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save there
 
@@ -30,82 +38,124 @@ class Saved:
 
 
 class Checkpoints:
-    """The newest checkpoints of one run."""
+    """The checkpoints of one run: the newest, and those that are kept for good."""
 
-    def __init__(self, folder: Path, keep: int):
-        """Use `folder`, created at need, for the `keep` newest steps.
+    def __init__(self, folder: Path, settings: CheckpointSettings):
+        """Use `folder`, created at need.
 
         Raises:
           RunError: the folder cannot be written.
         """
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            max_to_keep=settings.keep,
+            keep_period=settings.keep_every or None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
-        try:
+        with self._writing():
             self._manager = ocp.CheckpointManager(
                 self._folder, options=options, item_names=("arrays", "host")
             )
-        except OSError as error:
-            raise RunError(f"cannot write checkpoints to {folder}: {error}") from error
 
     def save(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
-        """Start saving a pytree of arrays (parameters, optimiser state) and the host's state."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host)
-            ),
-        )
-
-    def restore(self, like: Any) -> Saved | None:
-        """The newest step that can be read, or None when there is none.
-
-        `like` has the structure, shapes, dtypes and shardings to restore to: arrays or
-        `jax.ShapeDtypeStruct`s.  A newer step that cannot be read is set aside as
-        `<step>.damaged`.
+        """Start saving a pytree of arrays (parameters, optimiser state) and the host's state.
 
         Raises:
-          RunError: there are steps, and none of them can be read.
+          RunError: the folder cannot be written, or could not at the save before.
+        """
+        sealed = {"host": host, "arrays": checksums(arrays)}
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(arrays),
+                    host=ocp.args.JsonSave(sealed | {"sha256": _sha256(sealed)}),
+                ),
+            )
+
+    def restore(self, like: Any) -> Saved | None:
+        """The newest step that is as it was saved, or None when there is none.
+
+        `like` has the structure, shapes, dtypes and shardings to restore to: arrays or
+        `jax.ShapeDtypeStruct`s.  A newer step that is damaged is set aside as `<step>.damaged`.
+
+        Raises:
+          RunError: there are steps, and all of them are damaged.
         """
         steps = sorted(self._manager.all_steps(read=True), reverse=True)
         failure: Exception | None = None
         damaged = []
         for step in steps:
+            saved = None
             try:
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        arrays=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore()
-                    ),
-                )
+                saved = self._read(step, like)
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 failure = failure or error
+            if any_of(saved is None):
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
-            return Saved(step, found["arrays"], found["host"])
-        if failure is not None:
-            reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+            return saved
+        if damaged:
             raise RunError(
-                f"no checkpoint in {self._folder} can be read ({reason}): "
+                f"no checkpoint in {self._folder} can be read ({_reason(failure)}): "
                 "remove the run's folder, or start under another name"
             ) from failure
         return None
 
     def wait(self) -> None:
-        """Return when the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Return when the last save is on disk.
+
+        Raises:
+          RunError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish saving and release the folder."""
         self.wait()
         self._manager.close()
 
+    def _read(self, step: int, like: Any) -> Saved:
+        """A step as it was saved; raises anything if it is not."""
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore()
+            ),
+        )
+        sealed = dict(found["host"])
+        if sealed.pop("sha256", None) != _sha256(sealed):
+            raise ValueError("its host state is not what was saved")
+        if sealed["arrays"] != checksums(found["arrays"]):
+            raise ValueError("its arrays are not what was saved")
+        return Saved(step, found["arrays"], sealed["host"])
+
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
-            _log.warning("checkpoint %s cannot be read; resuming from an older one", step)
+            _log.warning("checkpoint %s is damaged; resuming from an older one", step)
             if jax.process_index() == 0:
                 (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
         if steps:
             self._manager.reload()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Any failure to write, of Orbax or TensorStore, as one message."""
+        try:
+            yield
+        except Exception as error:
+            raise RunError(
+                f"cannot write checkpoints to {self._folder} ({_reason(error)}): make room or "
+                "give access; what was saved before can be resumed"
+            ) from error
+
+
+def _reason(error: Exception | None) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _sha256(sealed: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()

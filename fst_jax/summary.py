@@ -11,12 +11,17 @@ COLUMN = 16
 CONTEXTS = {"none": "no prompt", "seed": "seed prompt", "pool": "evolved prompts"}
 
 
-def print_summary(folder: RunFolder, config: Config, progress: Progress) -> None:
+def resume_command(folder: RunFolder) -> str:
+    """What goes on with a run."""
+    return f"python -m fst_jax.train --config {folder.config}"
+
+
+def print_summary(folder: RunFolder, config: Config, progress: Progress, finished: bool) -> None:
     """Print the four quadrants, the seed beside the evolved prompts, and where the files are."""
     print()
-    if not progress.finished:
+    if not finished:
         print(f"stopped after step {progress.step} of {config.train.steps}; to go on:")
-        print(f"  python -m fst_jax.train --config {folder.config}")
+        print(f"  {resume_command(folder)}")
         return
     evaluations = [event for event in _events(folder) if event["event"] == "eval"]
     tasks = dict.fromkeys(event["task"] for event in evaluations)

@@ -8,6 +8,7 @@ leaves the same lines as an uninterrupted one.
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,13 @@ from typing import Any, Protocol, TextIO
 
 from fst_jax.config import Config
 from fst_jax.errors import ConfigError, RunError
+from fst_jax.writing import writing
+
+END = "end"  # the event of a run that has come to its end, its last
 
 
 class Tracker(Protocol):
-    """Takes the numbers of one event: `step`, `evolve`, `eval`, …"""
+    """Takes the numbers of one event: `step`, `evolve`, `eval`, `end`."""
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Record `values` (numbers, text, and lists and dicts of them) of a step."""
@@ -46,7 +50,7 @@ class JsonlTracker:
         """
         self._start = time.monotonic() - elapsed_s
         try:
-            self._file = open(path, "ab")  # noqa: SIM115, closed by close()
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
             size = path.stat().st_size
             self._file.truncate(min(size, offset))
             self._file.seek(0, 2)
@@ -72,8 +76,15 @@ class JsonlTracker:
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         head = {"event": event, "step": int(step), "time_s": round(self.elapsed_s, 3)}
         line = json.dumps(head | plain(values), ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode("utf-8") + b"\n")
-        self._file.flush()
+        with writing(Path(self._file.name)):
+            left = memoryview(line.encode("utf-8") + b"\n")
+            while left:  # a disk that fills up takes a part
+                left = left[self._file.write(left) :]
+
+    def to_disk(self) -> None:
+        """Have every line on the disk, before a checkpoint counts on them."""
+        with writing(Path(self._file.name)):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -95,6 +106,8 @@ class ConsoleTracker:
             parts = [f"step {step}/{self._steps}", *self._step(step, values)]
         elif event == "evolve":
             parts = [f"evolve {step}", *_evolve(values)]
+        elif event == END:
+            return
         elif event == "eval":
             parts = [f"eval {step}", *_eval(values)]
         else:

@@ -24,11 +24,14 @@ from flax import nnx
 from fst_jax.compiles import compiles
 from fst_jax.config import Config
 from fst_jax.dry_run import describe
+from fst_jax.errors import EngineError, Interrupted, ReflectionError, TaskError
 from fst_jax.evaluate import Evaluator
-from fst_jax.fast.evolve import EvolveReport, evolve
+from fst_jax.fast.bridge import RollOut
+from fst_jax.fast.evolve import evolve
 from fst_jax.fast.pool import Pool
-from fst_jax.fast.reflect import Reflector, reflector_for
+from fst_jax.fast.reflect import reflector_for
 from fst_jax.fast.reuse import Leftovers
+from fst_jax.fast.round_log import RoundLog
 from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
 from fst_jax.journal import Journal, Progress
@@ -53,10 +56,11 @@ from fst_jax.slow.packing import (
     pack_together,
     split_problems,
 )
-from fst_jax.summary import print_summary
+from fst_jax.summary import print_summary, resume_command
 from fst_jax.tasks.order import ProblemOrder, StagedOrder
 from fst_jax.tasks.stream import Stream, stages_of
 from fst_jax.tasks.task import Problem
+from fst_jax.watchdog import Watchdog, notice_of, phase
 
 
 def train(config: Config) -> None:
@@ -84,6 +88,7 @@ def train(config: Config) -> None:
     def held_out(params: Any, name: str, context: str) -> None:
         params = on_devices(params)  # the base may wait elsewhere
         sync(actor, parity, params, progress.step)
+        phase("evaluate")
         prompts = {"none": [""], "seed": [exam.task.seed_prompt], "pool": texts(progress.pool)}
         for values, shown in evaluator(params, prompts[context]):
             journal.evaluation({"weights": name, "context": context, **values}, shown)
@@ -97,62 +102,82 @@ def train(config: Config) -> None:
         if config.fast.enabled:
             held_out(weights(), "trained" if learner else "base", "pool")
 
-    with StopRequest() as stop:
-        if not journal.resumed:
+    def look(step: int) -> None:
+        if step == 0:
             for context in constant:
                 held_out(base, "base", context)
-        while progress.step < config.train.steps and not any_of(stop.requested):
-            step, evolve_s = progress.step, 0.0
-            if order.begins_stage(step):
-                forget(exam, progress, learner)
-            evolves = config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps)
-            sync_s = sync(actor, parity, prompted() if evolves else weights(), step)
+        elif step == config.train.steps:
+            if learner and config.fast.enabled:
+                held_out(base, "base", "pool")
+            held_out_now()
+        elif due(step, config.eval.every):
+            held_out_now()
 
-            if evolves:
-                anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
-                began = time.monotonic()
-                progress.pool, report = fast_round(  # Φ_c → Φ_c+1, anchored on L_c
-                    config, actor, progress.pool, anchors, reflector, validator, step
-                )
-                if config.fast.reuse:
-                    progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
-                evolve_s = time.monotonic() - began
-                journal.fast_round(report, order.label(step), actor.take_spent(), evolve_s)
-                if config.distill.enabled:
-                    sync_s += sync(actor, parity, weights(), step)
+    def advance(step: int) -> None:
+        evolve_s = 0.0
+        if order.begins_stage(step):
+            forget(exam, progress, learner)
+        evolves = config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps)
+        sync_s = sync(actor, parity, prompted() if evolves else weights(), step)
 
-            progress.step, progress.finished = step + 1, False
-            if learner:
-                groups = sample_groups(config, actor, order.minibatch(step), progress, step)
-                began = time.monotonic()
-                if config.distill.enabled:
-                    metrics = distill_step(config, exam, learner, groups, progress.pool)
-                else:
-                    metrics = slow_step(config, exam, learner, groups)  # one step on θ, by CISPO
-                metrics["task"] = order.label(step)
-                metrics |= {"sync_mismatch": parity.last} if parity else {}
-                seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
-                journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
-                if due(progress.step, learner.refresh_every):
-                    learner.refresh_reference()
-            if due(progress.step, config.checkpoint.export_every):
-                journal.keep_weights()
-            if progress.step < config.train.steps:  # the end has its own
-                if due(progress.step, config.eval.every):
-                    held_out_now()
-                if due(progress.step, config.checkpoint.every):
+        if evolves:
+            anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
+            began = time.monotonic()
+            phase("evolve", step)
+            roll_out = round_sampler(config, actor, journal.round_log, step)
+            progress.pool, report = evolve(  # Φ_c → Φ_c+1, anchored on L_c, by one light GEPA round
+                progress.pool, anchors, roll_out, reflector, validator, config.fast, step, step
+            )
+            if config.fast.reuse:
+                progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
+            evolve_s = time.monotonic() - began
+            journal.fast_round(report, order.label(step), actor.take_spent(), evolve_s)
+            if config.distill.enabled:
+                sync_s += sync(actor, parity, weights(), step)
+
+        if learner:
+            phase("rollout", step)
+            groups = sample_groups(config, actor, order.minibatch(step), progress, step)
+            began = time.monotonic()
+            phase("train", step)
+            if config.distill.enabled:
+                metrics = distill_step(config, exam, learner, groups, progress.pool)
+            else:
+                metrics = slow_step(config, exam, learner, groups)  # one step on θ, by CISPO
+            metrics["task"] = order.label(step)
+            metrics |= {"sync_mismatch": parity.last} if parity else {}
+            seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
+            progress.step = step + 1
+            journal.slow_step(groups, metrics, actor.take_spent(), seconds, compiles())
+            if due(progress.step, learner.refresh_every):
+                learner.refresh_reference()
+        progress.step = step + 1
+        if due(progress.step, config.checkpoint.export_every):
+            journal.keep_weights()
+
+    stop = StopRequest(config.watch.stop_within_s)
+    with journal, stop, watched(config, journal.folder, stop):
+        try:
+            while not journal.finished:
+                step = progress.step
+                journal.mark()
+                last, leaving = step == config.train.steps, any_of(stop.requested)
+                if last or leaving or due(step, config.checkpoint.every):
                     journal.checkpoint()
-
-        if not progress.finished:
-            if progress.step == config.train.steps:
-                if learner and config.fast.enabled:
-                    held_out(base, "base", "pool")
-                held_out_now()
-                progress.finished = True
+                if leaving:
+                    break
+                look(step)
+                if last:
+                    journal.finish()
+                else:
+                    advance(step)
+        except Interrupted:  # the step was not done in time, and is taken again
             journal.checkpoint()
-    journal.close()
+        except (EngineError, ReflectionError, TaskError):  # what was done before is not lost
+            journal.checkpoint()
+            raise
     if is_main():
-        print_summary(journal.folder, config, progress)
+        print_summary(journal.folder, config, progress, journal.finished)
 
 
 def problem_order(config: Config, exam: Exam) -> StagedOrder:
@@ -179,6 +204,7 @@ def sync(actor: Actor, parity: Parity | None, params: Any, version: int) -> floa
       EngineError: a server does not, or cannot be reached.
     """
     began = time.monotonic()
+    phase("sync", version)
     actor.engine.update_weights(params, version)
     if parity:
         parity(params)
@@ -253,25 +279,32 @@ def packed(
     return pack_together(parts, per_row, rows, learner.mesh, contexts, aggregation, longest)
 
 
-def fast_round(
-    config: Config,
-    actor: Actor,
-    pool: Pool,
-    anchors: Sequence[Problem],
-    reflector: Reflector,
-    validator: Validator,
-    step: int,
-) -> tuple[Pool, EvolveReport]:
-    """One light GEPA round under the current θ: from Φ_c to the K prompts of Φ_c+1."""
+def round_sampler(config: Config, actor: Actor, log: RoundLog, step: int) -> RollOut:
+    """Who samples for the fast round of a step: the log what it holds, the actor the rest."""
     rng = generator(config, "evolve", step)
+    agreed(lambda: log.begin(step))
 
     def roll_out(pairs: Sequence[tuple[Problem, str]]) -> list[Rollout]:
+        kept = agreed(lambda: log.next(pairs))
+        if kept is not None:
+            for _ in pairs:
+                rng.integers(2**31)  # the seed that its rollout had
+            actor.count(kept)
+            return kept
         sampled = actor.roll_out(pairs, [1] * len(pairs), training(config), rng)
-        return [only for (only,) in sampled]
+        rollouts = [only for (only,) in sampled]
+        agreed(lambda: log.add(pairs, rollouts))
+        return rollouts
 
-    return evolve(
-        pool, anchors, roll_out, reflector, validator, config.fast, step, weight_version=step
-    )
+    return roll_out
+
+
+def watched(config: Config, folder: RunFolder, stop: StopRequest) -> Watchdog:
+    """The watchdog of this process."""
+    settings = config.watch
+    noticed = notice_of(settings.notice_url)
+    resume = resume_command(folder)
+    return Watchdog(folder.path, settings.stall_s, resume, is_main(), noticed, stop.ask)
 
 
 def texts(pool: Pool) -> list[str]:
@@ -290,8 +323,8 @@ def generator(config: Config, purpose: str, step: int) -> np.random.Generator:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something done every so many steps, 0 for never, is done after this one."""
-    return every > 0 and step % every == 0
+    """Whether something done every so many steps, 0 for never, is done at this one."""
+    return every > 0 and step > 0 and step % every == 0
 
 
 def main(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from fst_jax.reproduction.experiments import Experiment, Series
 from fst_jax.reproduction.plan import is_finished
 from fst_jax.settings import command, to_yaml
 from tests.reproduction.records import write_run
-from tests.reproduction.test_plan import checkpoint
+from tests.reproduction.test_plan import log
 
 ROOT = Path(__file__).parents[1]
 SERIES = Series("main", ("two_hop",), ("rl", "fst"))
@@ -93,7 +93,7 @@ def test_when_all_is_made_only_the_report_is(
         (job.folder / "config.yaml").write_text(to_yaml(job.config))
         metrics, end = job.folder / "metrics.jsonl", job.config.train.steps
         metrics.write_text(metrics.read_text().replace('"step": 12', f'"step": {end}'))
-        checkpoint(job.folder, end, True)
+        log(job.folder, "end", end)
     assert call(monkeypatch, *options.given) == 0
     assert "2 runs, 0 of them to do" in capsys.readouterr().out
     assert (tmp_path / "report/index.html").is_file()

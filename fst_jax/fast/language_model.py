@@ -18,8 +18,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from fst_jax.fast.request import PLACEHOLDERS, Wording
 from fst_jax.fast.validate import normalised
 from fst_jax.parallel.distributed import agreed
 from fst_jax.tasks.task import Problem
+from fst_jax.threads import side_by_side
 
 ATTEMPTS = 5  # requests for one proposal, the first included
 FIRST_PAUSE_S = 1.0  # doubled after each failure
@@ -97,11 +98,9 @@ class LanguageModelReflector:
             self._reached = len(self._replies) > 0
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = httpx.Timeout(self.timeout_s)
-        with (
-            httpx.Client(headers=headers, timeout=timeout) as client,
-            ThreadPoolExecutor(max_workers=min(PARALLEL, max(1, len(jobs)))) as threads,
-        ):
-            proposals = list(threads.map(lambda j, s: self._propose(client, j, s), jobs, seeds))
+        with httpx.Client(headers=headers, timeout=timeout) as client:
+            asked = [partial(self._propose, client, *o) for o in zip(jobs, seeds, strict=True)]
+            proposals = side_by_side(asked, PARALLEL)
         if not self._reached:  # it is rather the address that is wrong than the server down
             proposals = [replace(p, mendable=p.error is not None) for p in proposals]
         return proposals

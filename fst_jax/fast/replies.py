@@ -6,20 +6,19 @@ were answered are found here, so that the round goes on as it would have, whatev
 the model would say the second time.  A request is known by a hash of all of it,
 seed included.  Requests that failed are not kept: they are asked again.
 
-The file is JSON lines, one a reply, each on disk before its prompt is used.  What
-a kill left of a line is passed over.
+Each reply is on disk before its prompt is used.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fst_jax.errors import RunError
+from fst_jax.kept_lines import KeptLines
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,12 @@ class Replies:
         Raises:
           RunError: the file is there and cannot be read.
         """
-        self._path, self._lock = path, Lock()
+        self._lines, self._lock = KeptLines(path), Lock()
         self._found: dict[str, Reply] = {}
-        self._torn = False  # whether the file's last line has no end
-        if path is not None and path.exists():
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise RunError(f"cannot read {path}: {error.strerror}") from error
-            self._torn = bool(data) and not data.endswith(b"\n")
-            for line in data.split(b"\n"):
-                self._read(line)
+        for entry in self._lines.read():
+            with contextlib.suppress(TypeError, KeyError):  # nothing of ours
+                request = entry.pop("request")
+                self._found[request] = Reply(**entry)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -70,32 +64,7 @@ class Replies:
         key = _key(request)
         with self._lock:
             self._found[key] = reply
-            if self._path is None:
-                return
-            line = json.dumps({"request": key, **asdict(reply)}) + "\n"
-            try:
-                with open(self._path, "a", encoding="utf-8") as file:
-                    file.write("\n" * self._torn + line)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise RunError(f"cannot write {self._path}: {error.strerror}") from error
-            self._torn = False
-
-    def _read(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            reply = Reply(
-                content=entry["content"],
-                finish_reason=entry["finish_reason"],
-                calls=int(entry["calls"]),
-                prompt_tokens=int(entry["prompt_tokens"]),
-                completion_tokens=int(entry["completion_tokens"]),
-            )
-            if isinstance(reply.content, str):
-                self._found[str(entry["request"])] = reply
-        except (ValueError, KeyError, TypeError, OverflowError):
-            return  # torn by a kill, or nothing of ours
+            self._lines.add({"request": key, **asdict(reply)})
 
 
 def _key(request: Mapping[str, Any]) -> str:

@@ -9,17 +9,14 @@ log-probabilities keep the importance ratio true.  Minibatches of proposals are
 left out: a child is in use because it was lucky on them.
 """
 
-from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from fst_jax.fast.pool import Pool
-from fst_jax.rollout.engine import Completion
+from fst_jax.rollout.plain import from_plain, to_plain
 from fst_jax.rollout.rollouts import Rollout
-from fst_jax.tasks.task import Problem, Score
+from fst_jax.tasks.task import Problem
 
 
 class Leftovers:
@@ -36,6 +33,10 @@ class Leftovers:
         used = {prompt.text for prompt in pool.active_prompts}
         return Leftovers(rollout for rollout in rollouts if rollout.prompt in used)
 
+    def copy(self) -> "Leftovers":
+        """The same rollouts, to be claimed apart."""
+        return Leftovers(rollout for held in self._held.values() for rollout in held)
+
     def claim(self, problem: Problem, prompt: str, most: int, since: int = 0) -> list[Rollout]:
         """Take away up to `most` rollouts of a problem under a prompt, the oldest first.
 
@@ -48,47 +49,9 @@ class Leftovers:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data; a problem's own `data` is left out, since nothing is scored again."""
-        return [_plain(rollout) for held in self._held.values() for rollout in held]
+        return [to_plain(rollout) for held in self._held.values() for rollout in held]
 
     @staticmethod
     def from_json(entries: Iterable[dict[str, Any]]) -> "Leftovers":
         """Inverse of `to_json`."""
-        return Leftovers(_rollout(entry) for entry in entries)
-
-
-def _plain(rollout: Rollout) -> dict[str, Any]:
-    problem, done = rollout.problem, rollout.completion
-    return {
-        "problem": [problem.id, problem.question, problem.answer],
-        "prompt": rollout.prompt,
-        "context_ids": _text(np.array(rollout.context_ids, np.int32)),
-        "ids": _text(done.ids),
-        "logprobs": _text(done.logprobs),
-        "finish_reason": done.finish_reason,
-        "temperature": done.temperature,
-        "weight_version": done.weight_version,
-        "text": rollout.text,
-        "score": asdict(rollout.score),
-    }
-
-
-def _rollout(entry: dict[str, Any]) -> Rollout:
-    completion = Completion(
-        ids=_array(entry["ids"], np.int32),
-        logprobs=_array(entry["logprobs"], np.float32),
-        finish_reason=entry["finish_reason"],
-        temperature=entry["temperature"],
-        weight_version=entry["weight_version"],
-    )
-    context_ids = tuple(_array(entry["context_ids"], np.int32).tolist())
-    problem, score = Problem(*entry["problem"]), Score(**entry["score"])
-    return Rollout(problem, entry["prompt"], context_ids, completion, entry["text"], score)
-
-
-def _text(array: np.ndarray) -> str:
-    """The bytes of an array in base64: exact, and a third of the size of written numbers."""
-    return b64encode(array.tobytes()).decode()
-
-
-def _array(text: str, dtype: Any) -> np.ndarray:
-    return np.frombuffer(b64decode(text), dtype)
+        return Leftovers(from_plain(entry) for entry in entries)

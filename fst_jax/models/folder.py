@@ -1,15 +1,12 @@
-"""Model folders in the Hugging Face layout: finding, reading their settings, publishing.
+"""Model folders in the Hugging Face layout: finding them and reading their settings.
 
-A folder holds config.json, safetensors weights, a tokenizer and a chat template.  New folders
-are built under a hidden name and renamed when complete, so that no reader meets half a model.
+A folder holds config.json, safetensors weights, a tokenizer and a chat template.
 """
 
-import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,24 +139,3 @@ def copy_companions(source: Path, destination: Path) -> None:
     for name in _COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
-
-
-@contextlib.contextmanager
-def publish(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends well.
-
-    If the block raises or the process dies, `folder` is as it was.
-    """
-    folder = folder.absolute()
-    partial, replaced = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
-    for leftover in (partial, replaced):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

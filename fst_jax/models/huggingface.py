@@ -20,7 +20,8 @@ from fst_jax.config import Remat
 from fst_jax.errors import ModelError
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder
-from fst_jax.models.folder import copy_companions, load_config, publish, read_config_file
+from fst_jax.models.folder import copy_companions, load_config, read_config_file
+from fst_jax.models.publishing import publish
 from fst_jax.models.shards import TensorFolder, write_shards
 from fst_jax.parallel.distributed import is_main, whole
 from fst_jax.parallel.sharding import path_of

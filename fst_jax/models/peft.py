@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fst_jax.errors import ModelError
-from fst_jax.models.folder import publish
 from fst_jax.models.huggingface import tensor_names
 from fst_jax.models.lora import Adapters, LowRank, linear_layers
+from fst_jax.models.publishing import publish
 from fst_jax.parallel.distributed import is_main, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

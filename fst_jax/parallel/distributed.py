@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fst_jax.config import ParallelSettings
-from fst_jax.errors import RunError, UserError
+from fst_jax.errors import Interrupted, RunError, UserError
 from fst_jax.shapes import bucket
 
 T = TypeVar("T")
@@ -55,7 +55,8 @@ def is_main() -> bool:
 
 
 def agreed(decide: Callable[[], T]) -> T:
-    """What `decide` returns in process 0, in all processes; also a UserError that it raises there.
+    """What `decide` returns in process 0, in all processes; also what it raises there, if that is
+    a UserError or Interrupted.
 
     Other exceptions end process 0, and JAX's coordination service then ends the others.
     """
@@ -65,7 +66,7 @@ def agreed(decide: Callable[[], T]) -> T:
     if is_main():
         try:
             message = pickle.dumps((decide(), None))
-        except UserError as error:
+        except (UserError, Interrupted) as error:
             message = pickle.dumps((None, error))
     value, raised = pickle.loads(_told(message))
     if raised is not None:

@@ -1,7 +1,7 @@
 """What there is to do: every run with its resolved config, and which are done.
 
-A run is finished when its newest checkpoint says so; that is the last thing `train` writes.  One
-that was shorter goes on.  A folder of other settings stops the plan before anything starts, so
+A run is finished when the last line of its metrics says so, which `train` writes at its very end.
+One that was shorter goes on.  A folder of other settings stops the plan before anything starts, so
 that no report mixes two.
 """
 
@@ -19,7 +19,7 @@ from fst_jax.config import (
 )
 from fst_jax.errors import ConfigError, RunError
 from fst_jax.reproduction.experiments import Run
-from fst_jax.run_folder import RunFolder, by_step
+from fst_jax.run_folder import RunFolder
 from fst_jax.settings import difference, load, load_file, to_yaml
 
 _SHOWN = 3  # conflicts told in full
@@ -92,15 +92,9 @@ def to_do(jobs: Mapping[str, Job]) -> list[Job]:
 
 
 def is_finished(folder: Path, end: int | None = None) -> bool:
-    """Whether the newest checkpoint was written at the run's end, which is step `end` if given."""
-    steps = by_step(folder / "checkpoints")
-    if not steps or end not in (None, int(steps[-1].name)):
-        return False
-    try:
-        host = json.loads((steps[-1] / "host" / "metadata").read_text(encoding="utf-8"))
-        return host["progress"]["finished"] is True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # damaged: `train` falls back on an older one
+    """Whether the run has come to its end, which is step `end` if given."""
+    ended = RunFolder(folder).ended
+    return ended is not None and end in (None, ended)
 
 
 def _job(run: Run, base: Path, root: Path, recorded: Path | None) -> Job:

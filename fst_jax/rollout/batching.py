@@ -165,6 +165,11 @@ class Batcher:
         self.retract()
         self._clear()
 
+    def abandon(self) -> None:
+        """As `release`, and nobody waits any more."""
+        self.release()
+        self._waiting = {}
+
     def _clear(self) -> None:
         self._grid, self._clock = Grid(0, 0, 0, 0), 0
         self._contexts = self._slots = None

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fst_jax.interrupt import check
 from fst_jax.models.decoder import Decoder
 from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
 from fst_jax.rollout.sample import Sample
+from fst_jax.watchdog import beat
 
 
 @partial(jax.jit, donate_argnums=1, keep_unused=True)
@@ -45,12 +47,7 @@ class LocalEngine:
         return Capabilities(update_weights=True, max_context=self._max_context)
 
     def update_weights(self, params: Any, version: int) -> None:
-        """Sample from `params` from now on (device arrays, not copied).
-
-        The grid begins anew, so that what is sampled after a sync does not depend, not in its last
-        bit, on what was sampled before it.
-        """
-        self.batcher.release()
+        """Sample from `params` from now on (device arrays, not copied)."""
         if any(x.dtype != self._dtype for x in jax.tree.leaves(params)):
             params = self._in_compute_dtype(params)
         self.batcher.set_weights(params, version)
@@ -65,14 +62,21 @@ class LocalEngine:
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Sample every request; all of them share the slots.
 
+        What comes of a call depends on its requests and the weights alone, to the last bit: the
+        grid begins anew, whatever was sampled before, so that a resumed run samples the same.
+
         Raises:
           ConfigError: prompt and completion do not fit the model's context.
         """
         check_fits(requests, self._max_context)
         groups = [[Sample(each, seed) for seed in each.sample_seeds] for each in requests]
         self.batcher.submit(sample for group in groups for sample in group)
-        while self.batcher.advance():
-            pass
+        try:
+            while self.batcher.advance():
+                beat()
+                check(together=True)
+        finally:
+            self.batcher.abandon()
         return [[_completion(sample) for sample in group] for group in groups]
 
 

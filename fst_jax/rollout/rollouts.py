@@ -6,7 +6,7 @@ call go to the engine as one batch.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,11 +90,16 @@ class Actor:
             [Rollout(*pair, request.prompt_ids, *each) for each in zip(*own, strict=True)]
             for pair, request, *own in zip(pairs, requests, sampled, answers, scores, strict=True)
         ]
-        self._spent.rollouts += sum(counts)
-        self._spent.tokens += sum(len(c.ids) for completions in sampled for c in completions)
+        self.count(rollout for own in rollouts for rollout in own)
         self._spent.rollout_s += middle - start
         self._spent.reward_s += time.monotonic() - middle
         return rollouts
+
+    def count(self, rollouts: Iterable[Rollout]) -> None:
+        """Put rollouts on the bill: those of `roll_out`, or of a process before this one."""
+        for rollout in rollouts:
+            self._spent.rollouts += 1
+            self._spent.tokens += len(rollout.completion.ids)
 
     def take_spent(self) -> Spent:
         """What was spent since the last call."""

@@ -16,7 +16,6 @@ Each sample is asked for with a seed of its own: SGLang gives the samples of one
 
 import contextlib
 import math
-import os
 import queue
 import re
 import shutil
@@ -25,7 +24,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,8 @@ import numpy as np
 from fst_jax.errors import EngineError
 from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
+from fst_jax.threads import side_by_side
+from fst_jax.watchdog import beat
 
 Save = Callable[[Path, Any], None]  # writes parameters as a Hugging Face folder
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
@@ -153,6 +153,7 @@ class SGLangEngine:
                     return
                 try:
                     answers = self._patiently(server, partial(self._ask, server, batch), stop)
+                    beat()
                 except BaseException as error:
                     failures.append(error)  # those after the first are its consequences
                     stop.set()
@@ -162,9 +163,10 @@ class SGLangEngine:
 
         count = -(-self._batch_size // size) + _CALLS_AHEAD
         workers = [server for _ in range(count) for server in self._servers]
-        with ThreadPoolExecutor(len(workers)) as pool:
-            for future in [pool.submit(work, server) for server in workers]:
-                future.result()
+        try:
+            side_by_side([partial(work, server) for server in workers], len(workers))
+        finally:
+            stop.set()  # for those who go on when the run is interrupted
         if failures:
             raise failures[0]
         return results
@@ -202,13 +204,8 @@ class SGLangEngine:
 
     def _load(self, folder: Path, label: str) -> None:
         """Have every server load a folder that was just written."""
-        for file in folder.iterdir():
-            with open(file, "rb") as written:
-                os.fsync(written)
         self._folder, self._label = folder, label
-        with ThreadPoolExecutor(len(self._servers)) as pool:
-            for future in [pool.submit(self._sync, server) for server in self._servers]:
-                future.result()
+        side_by_side([partial(self._sync, server) for server in self._servers], len(self._servers))
         self._written.append(folder)
         while len(self._written) > _KEPT_FOLDERS:
             shutil.rmtree(self._written.popleft(), ignore_errors=True)

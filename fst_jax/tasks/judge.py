@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fst_jax.errors import TaskError
 from fst_jax.tasks.task import Problem, Score, Task
+from fst_jax.threads import side_by_side
 
 # Answers judged at a time: a scorer that runs in worker processes gets one of each thread.
 _AT_ONCE = min(8, os.cpu_count() or 1)
@@ -35,8 +36,7 @@ def judge_all(task: Task, answers: Sequence[tuple[Problem, str]]) -> list[Score]
     Raises:
       TaskError: as `judge`.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(lambda answer: judge(task, *answer), answers))
+    return side_by_side([partial(judge, task, *answer) for answer in answers], _AT_ONCE)
 
 
 def raised(task: Task, method: str, problem: Problem, error: Exception) -> TaskError:

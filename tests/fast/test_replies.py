@@ -22,7 +22,8 @@ def test_a_reply_is_found_by_its_whole_request(tmp_path) -> None:
     for change in ({"seed": 4}, {"model": "n"}, {"messages": []}, {"more": 1}):
         assert again.get(ASKED | change) is None
     assert set(json.loads(path.read_text())) == {
-        *("request", "content", "finish_reason", "calls", "prompt_tokens", "completion_tokens")
+        *("request", "content", "finish_reason", "calls", "prompt_tokens", "completion_tokens"),
+        "crc32",
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fst_jax.config import ModelSettings
 from fst_jax.errors import ModelError
-from fst_jax.models.folder import load_config, load_tokenizer, publish, resolve
+from fst_jax.models.folder import load_config, load_tokenizer, resolve
 from tests.helpers import tiny_config, tiny_model_folder
 
 
@@ -104,28 +104,3 @@ def test_a_template_in_the_tokenizer_config_is_enough(tmp_path):
     settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(folder).chat_template == template
-
-
-def test_publish_replaces_only_when_complete(tmp_path):
-    folder = tmp_path / "export"
-    with publish(folder) as partial:
-        (partial / "version").write_text("1")
-        assert not folder.exists()
-    with pytest.raises(KeyboardInterrupt), publish(folder) as partial:
-        (partial / "version").write_text("2")
-        raise KeyboardInterrupt
-    assert (folder / "version").read_text() == "1"
-    with publish(folder) as partial:
-        (partial / "version").write_text("3")
-        assert (folder / "version").read_text() == "1"
-    assert (folder / "version").read_text() == "3"
-    assert [path.name for path in tmp_path.iterdir()] == ["export"]
-
-
-def test_publish_cleans_up_after_a_killed_process(tmp_path):
-    stale = tmp_path / ".export.partial"
-    stale.mkdir()
-    (stale / "half").write_text("")
-    with publish(tmp_path / "export"):
-        pass
-    assert list((tmp_path / "export").iterdir()) == []

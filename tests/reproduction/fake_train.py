@@ -25,7 +25,9 @@ def main() -> int:
     given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     folder = Path(given["--output"]) / given["--name"]
     steps = int(given["--train.steps"])
-    step = max((int(path.name) for path in (folder / "checkpoints").glob("*")), default=0)
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    step = json.loads(lines[-1])["step"] if lines else 0
     note = {
         "name": given["--name"],
         "from": step,
@@ -42,9 +44,10 @@ def main() -> int:
         step += 1
         print(f"step {step}/{steps}")
         time.sleep(STEP_S)
-    saved = folder / f"checkpoints/{step}/host/metadata"
-    saved.parent.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps({"progress": {"finished": step == steps}}))
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(metrics, "a") as file:
+        event = "end" if step == steps else "step"
+        file.write(json.dumps({"event": event, "step": step}) + "\n")
     return 0
 
 

@@ -22,10 +22,10 @@ def second(seed: int = 0) -> Run:
     return Run("plasticity", "two_hop", "rl", variant, seed, {"fast.enabled": False})
 
 
-def checkpoint(folder: Path, step: int, finished: bool) -> None:
-    host = folder / f"checkpoints/{step}/host"
-    host.mkdir(parents=True)
-    (host / "metadata").write_text(json.dumps({"progress": {"finished": finished}}))
+def log(folder: Path, event: str, step: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.write(json.dumps({"event": event, "step": step, "time_s": 1.0}) + "\n")
 
 
 def make(jobs, key: str) -> Path:  # type: ignore[no-untyped-def]
@@ -33,9 +33,8 @@ def make(jobs, key: str) -> Path:  # type: ignore[no-untyped-def]
     from fst_jax.settings import to_yaml
 
     folder = jobs[key].folder
-    folder.mkdir(parents=True)
+    log(folder, "end", 4)
     (folder / "config.yaml").write_text(to_yaml(jobs[key].config))
-    checkpoint(folder, 4, True)
     return folder
 
 
@@ -43,14 +42,16 @@ def test_a_real_run_is_finished(finished: Path) -> None:
     assert is_finished(finished / "ci_tiny")
 
 
-def test_the_newest_checkpoint_decides(tmp_path: Path) -> None:
+def test_the_last_line_decides(tmp_path: Path) -> None:
     assert not is_finished(tmp_path)
-    checkpoint(tmp_path, 9, True)
-    (tmp_path / "checkpoints/12.orbax-checkpoint-tmp").mkdir()
-    assert is_finished(tmp_path)
-    checkpoint(tmp_path, 10, False)
+    log(tmp_path, "eval", 9)
     assert not is_finished(tmp_path)
-    (tmp_path / "checkpoints/10/host/metadata").write_text("{")
+    log(tmp_path, "end", 9)
+    assert is_finished(tmp_path) and is_finished(tmp_path, 9) and not is_finished(tmp_path, 12)
+    log(tmp_path, "step", 10)
+    assert not is_finished(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"event": "end", "st')
     assert not is_finished(tmp_path)
 
 

@@ -13,7 +13,7 @@ from fst_jax.reporting.runs import find, read, read_all
 from fst_jax.reproduction.record import record
 from fst_jax.settings import load_file
 from tests.reproduction.records import write_run
-from tests.reproduction.test_plan import checkpoint
+from tests.reproduction.test_plan import log
 
 CURVES = {"rl": [0.0, 0.1, 0.3, 0.6, 0.7, 0.7, 0.7], "fst": [0.0, 0.5, 0.7, 0.8, 0.9, 0.9, 0.9]}
 
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
         for seed in range(3):
             folder = tmp_path / f"root/main/star_graph.{arm}.seed{seed}"
             write_run(folder, arm, rewards, seed=seed)
-            checkpoint(folder, 36, finished=seed < 2)
+            log(folder, "end" if seed < 2 else "stopped", 36)
     return tmp_path / "root"
 
 

@@ -38,7 +38,7 @@ def starts(root: Path) -> list[dict[str, Any]]:
 
 
 def saved_step(job: Job) -> int:
-    return max(int(path.name) for path in (job.folder / "checkpoints").iterdir())
+    return json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
 
 
 def wait_for_starts(root: Path, count: int) -> None:

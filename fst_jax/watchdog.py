@@ -1,0 +1,168 @@
+"""Watches that a run goes on: a heartbeat for its user, and an end where nothing moves any more.
+
+The run says which phase it is in (`phase`) and that something came of it (`beat`): a chunk of
+tokens, an answer, an update.  heartbeat.json in the run's folder holds the newest; a phase without
+a beat for its time in `watch.stall_s` ends the process with the stacks of all threads, on stderr
+and in stalled.txt, and the command to go on with.  What hangs while it holds Python's lock, such as
+a regular expression, is ended a little later by `faulthandler`, which needs no lock.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+EXIT_CODE = 3  # of a process that was ended because it stalled
+HEARTBEAT = "heartbeat.json"
+_LOOK_S, _WRITE_S, _ASK_S = 0.5, 5.0, 5.0  # between looks, heartbeats, questions for a notice
+_GRACE_S = 30.0  # from a stall to its end by faulthandler
+
+
+class Watchdog:
+    """While entered, a thread watches the phases of this process."""
+
+    _entered: "Watchdog | None" = None  # the one that `phase` and `beat` speak to
+
+    def __init__(
+        self,
+        folder: Path,
+        stall_s: Mapping[str, float],
+        resume: str,
+        writes: bool = True,
+        noticed: Callable[[], bool] = lambda: False,
+        leave: Callable[[str], None] = lambda why: None,
+    ):
+        """Watch a run in `folder`.
+
+        Args:
+          stall_s: seconds without a beat that each phase may take; 0 or unnamed: any time.
+          resume: the command that goes on with the run.
+          writes: whether this process writes the heartbeat; one of a run does.
+          noticed: asked every few seconds, whether the machine is about to be taken back.
+          leave: called when it is.
+        """
+        self._folder, self._stall_s, self._resume = folder, dict(stall_s), resume
+        self._writes, self._noticed, self._leave = writes, noticed, leave
+        self._phase, self._step, self._beats = "start", 0, 0
+        self._began = self._moved = time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        Watchdog._entered = self
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Watchdog._entered = None
+        self._end.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        if self._writes:
+            (self._folder / HEARTBEAT).unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        written = asked = -_WRITE_S
+        while not self._end.wait(_LOOK_S):
+            now = time.monotonic()
+            if self._limit and now - self._moved > self._limit:
+                self._stalled(now - self._moved)
+            if now - written >= _WRITE_S:
+                written = now
+                self._arm()
+                if self._writes:
+                    self._write(now)
+            if now - asked >= _ASK_S:
+                asked = now
+                if self._noticed():
+                    self._leave("this machine is about to be taken back")
+
+    @property
+    def _limit(self) -> float:
+        return self._stall_s.get(self._phase, 0.0)
+
+    def _arm(self) -> None:
+        """Have the process ended if even this thread cannot run any more."""
+        faulthandler.cancel_dump_traceback_later()
+        if self._limit and sys.__stderr__ is not None:
+            after = self._limit + _GRACE_S
+            faulthandler.dump_traceback_later(after, exit=True, file=sys.__stderr__)
+
+    def _write(self, now: float) -> None:
+        beat = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": self._step,
+            "phase": self._phase,
+            "phase_s": round(now - self._began, 1),
+            "idle_s": round(now - self._moved, 1),  # since something moved
+            "beats": self._beats,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        path = self._folder / HEARTBEAT
+        with contextlib.suppress(OSError):  # a full disk is for the run itself to say
+            draft = path.with_suffix(".tmp")
+            draft.write_text(json.dumps(beat) + "\n", encoding="utf-8")
+            draft.replace(path)
+
+    def _stalled(self, idle_s: float) -> None:
+        """Dump the stacks and end the process."""
+        path = self._folder / f"stalled.{os.getpid()}.txt"
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file)
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback(sys.__stderr__)
+        print(
+            f"error: nothing has moved in phase {self._phase} of step {self._step} for "
+            f"{idle_s:.0f} s, and watch.stall_s.{self._phase} is {self._limit:g}; the stacks of "
+            f"all threads are above and in {path}; to go on:\n  {self._resume}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_CODE)
+
+
+def phase(name: str, step: int | None = None) -> None:
+    """Say what is done now, and of which step."""
+    dog = Watchdog._entered
+    if dog is not None:
+        dog._phase, dog._began = name, time.monotonic()
+        dog._step = dog._step if step is None else step
+        beat()
+
+
+def beat() -> None:
+    """Say that something moved."""
+    dog = Watchdog._entered
+    if dog is not None:
+        dog._beats += 1
+        dog._moved = time.monotonic()
+
+
+def notice_of(url: str | None) -> Callable[[], bool]:
+    """Whether a cloud's metadata server, asked at `url`, says that it takes the machine back.
+
+    Compute Engine and TPU VMs answer NONE or FALSE while nothing is planned (Google Cloud, "Get
+    live migration notices" and "preempted" of the VM metadata).
+    """
+    if url is None:
+        return lambda: False
+    headers = {"Metadata-Flavor": "Google"}
+
+    def noticed() -> bool:
+        try:
+            answer = httpx.get(url, headers=headers, timeout=2.0)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 200 and answer.text.strip().upper() not in ("NONE", "FALSE")
+
+    return noticed
