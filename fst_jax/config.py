@@ -457,7 +457,7 @@ class WatchSettings:
             "checkpoint": 3600.0,
         },
         "Seconds in which nothing moves in a phase (no tokens, no answer, no update) after which "
-        "the process dumps its stacks and ends; 0 or none: never (ours: far above what a compilation "
+        "the process dumps its stacks and ends; 0 or none: never (ours: far above what compiling "
         "takes).",
     )
 

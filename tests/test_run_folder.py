@@ -26,7 +26,6 @@ def test_create_and_resume(config, tmp_path):
         "pool",
         "samples",
         "checkpoints",
-        "export",
     }
     assert load_file(folder.config) == config
     folder.create(config)
@@ -113,5 +112,16 @@ def test_how_the_processes_start_is_not_kept(config):
     assert load_file(folder.config).parallel == ParallelSettings({"fsdp": 4})
     folder.check(replace(config, parallel=replace(parallel, process=1)))
     folder.check(replace(config, parallel=ParallelSettings({"fsdp": 4})))
-    with pytest.raises(RunError, match="parallel.mesh"):
-        folder.check(replace(config, parallel=ParallelSettings({"fsdp": 2})))
+    folder.check(replace(config, parallel=ParallelSettings({"data": 2, "fsdp": 2})))
+
+
+def test_the_end_of_a_run_is_the_last_line_of_its_metrics(config):
+    folder = RunFolder.of(config)
+    assert folder.ended is None
+    folder.create(config)
+    lines = ['{"event": "eval", "step": 4, "time_s": 1}', '{"event": "end", "step": 4}']
+    folder.metrics.write_text("\n".join(["x" * 9000, *lines]) + "\n")
+    assert folder.ended == 4
+    for last in ('{"event": "step", "step": 5}', '{"event": "end", "ste', "[]", '{"event": "end"}'):
+        folder.metrics.write_text("\n".join([*lines, last]))
+        assert folder.ended is None

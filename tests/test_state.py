@@ -1,5 +1,8 @@
 """Checkpoints come back bit for bit, to any sharding, and survive damage."""
 
+import contextlib
+import os
+import random
 import shutil
 from pathlib import Path
 
@@ -9,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
-from fst_jax.config import ParallelSettings
+from fst_jax.config import CheckpointSettings, ParallelSettings
 from fst_jax.errors import RunError
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import shardings
@@ -45,7 +49,7 @@ def assert_same(one: object, other: object) -> None:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    opened = Checkpoints(tmp_path / "checkpoints", keep=2)
+    opened = Checkpoints(tmp_path / "checkpoints", CheckpointSettings(keep=2))
     yield opened
     opened.close()
 
@@ -98,7 +102,7 @@ def test_arrays_may_be_donated_while_they_are_saved(checkpoints):
 
 def test_half_written_and_damaged_steps_are_passed_over(tmp_path):
     folder = tmp_path / "checkpoints"
-    first = Checkpoints(folder, keep=5)
+    first = Checkpoints(folder, CheckpointSettings(keep=5))
     for step in (1, 2, 3):
         first.save(step, {"x": jnp.full((1000,), step)}, {"step": step})
     first.close()
@@ -107,16 +111,68 @@ def test_half_written_and_damaged_steps_are_passed_over(tmp_path):
     for file in (folder / "2" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    again = Checkpoints(folder, keep=5)
+    again = Checkpoints(folder, CheckpointSettings(keep=5))
     saved = again.restore({"x": jnp.zeros((1000,), jnp.int32)})
     assert saved is not None and saved.step == 1 and saved.host == {"step": 1}
     assert (folder / "3.damaged").is_dir() and (folder / "2.damaged").is_dir()
     again.save(2, {"x": jnp.full((1000,), 9)}, {"step": 2})
     again.close()
-    last = Checkpoints(folder, keep=5)
+    last = Checkpoints(folder, CheckpointSettings(keep=5))
     saved = last.restore({"x": jnp.zeros((1000,), jnp.int32)})
     assert saved is not None and saved.step == 2 and int(saved.arrays["x"][0]) == 9
     last.close()
+
+
+def flip(file: Path, rng: random.Random) -> None:
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "missing"])
+def test_no_damaged_file_is_ever_taken_for_a_state(tmp_path, damage):
+    """Each file of a checkpoint in turn; what comes back is the state that was saved, or the one
+    before."""
+    whole, rng = tmp_path / "whole", random.Random(0)
+    first = Checkpoints(whole, CheckpointSettings(keep=2))
+    for step in (1, 2):
+        first.save(step, arrays_of(step), {"step": step, "pool": {"text": "größer"}})
+    first.close()
+    names = [p.relative_to(whole) for p in sorted((whole / "2").rglob("*")) if p.is_file()]
+    names += [name for name in names if "/d/" in name.as_posix()] * 3  # the arrays, at other places
+    outcomes = set()
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        file = folder / name
+        match damage:
+            case "bit":
+                if file.stat().st_size:
+                    flip(file, rng)
+            case "truncated":
+                os.truncate(file, file.stat().st_size // 2)
+            case "empty":
+                os.truncate(file, 0)
+            case "missing":
+                file.unlink()
+        again = Checkpoints(folder, CheckpointSettings(keep=2))
+        saved = again.restore(abstract(arrays_of(0)))
+        again.close()
+        assert saved is not None
+        assert_same(saved.arrays, arrays_of(saved.step))
+        assert saved.host == {"step": saved.step, "pool": {"text": "größer"}}
+        outcomes.add(saved.step)
+        shutil.rmtree(folder)
+    assert 1 in outcomes
+
+
+def test_steps_are_kept_for_good(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSettings(keep=1, keep_every=3))
+    for step in range(1, 8):
+        checkpoints.save(step, {"x": jnp.full((3,), step)}, {"step": step})
+    checkpoints.close()
+    folders = {entry.name for entry in (tmp_path / "checkpoints").iterdir()}
+    assert folders == {"3", "6", "7"}
 
 
 def test_nothing_readable_is_an_error_that_leaves_the_files(checkpoints, tmp_path):
@@ -127,23 +183,37 @@ def test_nothing_readable_is_an_error_that_leaves_the_files(checkpoints, tmp_pat
     assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
-def restore_on_eight(folder: str) -> None:
-    mesh = make_mesh(ParallelSettings(mesh={"data": 2, "fsdp": 2, "tensor": 2}))
-    params = arrays_of(1)["params"]
-    like = jax.tree.map(
+MESHES = ({"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2})
+
+
+def placed_on(mesh: Mesh, tree: object) -> object:
+    return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        params,
-        shardings(params, mesh),
+        tree,
+        shardings(tree, mesh),
     )
-    saved = Checkpoints(Path(folder), keep=2).restore({"params": like})
-    assert saved is not None
-    found = saved.arrays["params"]
-    assert found["embedding"][...].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
-    assert len(found["embedding"][...].sharding.device_set) == 8
-    assert_same(found, params)
 
 
-def test_restoring_to_other_shardings(checkpoints, tmp_path, on_devices):
-    checkpoints.save(1, {"params": arrays_of(1)["params"]}, {})
+def save_and_restore_on_eight(folder: str) -> None:
+    """From one device to each mesh and from there to the next, a step each."""
+    arrays = arrays_of(1)
+    for step, sizes in enumerate(MESHES, start=1):
+        like = placed_on(make_mesh(ParallelSettings(mesh=sizes)), arrays)
+        with contextlib.closing(Checkpoints(Path(folder), CheckpointSettings(keep=9))) as opened:
+            saved = opened.restore(like)
+            assert saved is not None and saved.step == step
+            assert_same(saved.arrays, arrays)
+            found = saved.arrays["params"]["embedding"][...]
+            assert len(found.sharding.device_set) == 8 and not found.is_fully_replicated
+            opened.save(step + 1, saved.arrays, {})
+
+
+def test_a_state_goes_from_mesh_to_mesh(checkpoints, tmp_path, on_devices):
+    checkpoints.save(1, arrays_of(1), {})
     checkpoints.wait()
-    on_devices(restore_on_eight, tmp_path / "checkpoints")
+    on_devices(save_and_restore_on_eight, tmp_path / "checkpoints")
+    last = Checkpoints(tmp_path / "checkpoints", CheckpointSettings())
+    saved = last.restore(abstract(arrays_of(0)))
+    assert saved is not None and saved.step == len(MESHES) + 1
+    assert_same(saved.arrays, arrays_of(1))
+    last.close()

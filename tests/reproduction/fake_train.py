@@ -25,9 +25,8 @@ def main() -> int:
     given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     folder = Path(given["--output"]) / given["--name"]
     steps = int(given["--train.steps"])
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    step = json.loads(lines[-1])["step"] if lines else 0
+    saved = folder / "saved_step"
+    step = int(saved.read_text()) if saved.exists() else 0
     note = {
         "name": given["--name"],
         "from": step,
@@ -45,7 +44,8 @@ def main() -> int:
         print(f"step {step}/{steps}")
         time.sleep(STEP_S)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(metrics, "a") as file:
+    saved.write_text(str(step))
+    with open(folder / "metrics.jsonl", "a") as file:
         event = "end" if step == steps else "step"
         file.write(json.dumps({"event": event, "step": step}) + "\n")
     return 0

@@ -38,7 +38,7 @@ def starts(root: Path) -> list[dict[str, Any]]:
 
 
 def saved_step(job: Job) -> int:
-    return json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    return int((job.folder / "saved_step").read_text())
 
 
 def wait_for_starts(root: Path, count: int) -> None:
