@@ -134,6 +134,8 @@ class Checkpoints:
         return Saved(step, found["arrays"], sealed["host"])
 
     def _set_aside(self, steps: list[int]) -> None:
+        if steps:  # what else reading them raised, Orbax's tasks would log long after
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         for step in steps:
             _log.warning("checkpoint %s is damaged; resuming from an older one", step)
             if jax.process_index() == 0:

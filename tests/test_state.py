@@ -129,7 +129,10 @@ def flip(file: Path, rng: random.Random) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    ["bit", *(pytest.param(d, marks=pytest.mark.slow) for d in ("truncated", "empty", "missing"))],
+)
 def test_no_damaged_file_is_ever_taken_for_a_state(tmp_path, damage):
     """Each file of a checkpoint in turn; what comes back is the state that was saved, or the one
     before."""
