@@ -110,12 +110,12 @@ def plan(config: Config, topology: str) -> Report:
         flops = step_flops(model.config, batch, config.model.remat, pairs, adapters)
     sampler = sampler_programs(config, model, mesh) if config.rollout.engine == "local" else []
 
-    # What each of the two keeps in memory while the other works.
+    # What each of the two keeps in memory while the other works; the engine's caches are gone then.
     state = learner[0].arguments if learner else {"parameters": per_chip(model.params)}
     state = {kind: size for kind, size in state.items() if kind != "batch"}
-    caches = {"sampler": max((each.arguments["sampler"] for each in sampler), default=0)}
+    copy = {"sampler": sum(x.beside["sampler"] for x in sampler if x.name == "rearrange")}
     programs: list[Planned] = []
-    for each, resident in [*((x, caches) for x in learner), *((x, state) for x in sampler)]:
+    for each, resident in [*((x, copy) for x in learner), *((x, state) for x in sampler)]:
         print(f"compiling {each.name} for {topology}", file=sys.stderr, flush=True)
         done = compiled(each, mesh.devices.flat[0].platform)
         programs.append(planned(done, resident, mesh, density))

@@ -10,7 +10,8 @@ from flax import nnx
 from scipy import stats
 
 from fst_jax.compiles import compiles
-from fst_jax.errors import ConfigError
+from fst_jax.errors import ConfigError, Interrupted
+from fst_jax.interrupt import StopRequest
 from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.local import LocalEngine
 from fst_jax.slow.logprobs import score_tokens
@@ -255,3 +256,26 @@ def test_a_request_that_does_not_fit_is_refused(engine):
     with pytest.raises(ConfigError, match="500 tokens .* 13 exceed the model's context of 512"):
         engine.generate([Request((1,) * 500, max_new_tokens=13)])
     assert engine.generate([]) == []
+
+
+def test_a_call_depends_on_its_requests_and_the_weights_alone() -> None:
+    """To the last bit, whatever was sampled before: shapes and contexts of other calls are gone."""
+    asked, engine = requests(), engine_of()
+    wanted = engine.generate(asked)
+    engine.generate([Request(tuple(range(50)), n=9, max_new_tokens=70, stop_ids=NEVER, seed=8)])
+    for again in (engine, engine_of()):
+        found = again.generate(asked)
+        assert ids(found) == ids(wanted)
+        for ours, theirs in zip(found, wanted, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.logprobs.tobytes() == other.logprobs.tobytes()
+
+
+def test_an_interrupted_call_leaves_nothing_behind() -> None:
+    asked, engine = requests(stop_ids=NEVER, max_new_tokens=200), engine_of()
+    with StopRequest(within_s=0.0) as stop:
+        stop.ask("the test")
+        with pytest.raises(Interrupted):
+            engine.generate(asked)
+    assert engine.batcher.waiting == engine.batcher.running == 0
+    assert ids(engine.generate(requests())) == ids(engine_of().generate(requests()))
