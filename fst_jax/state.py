@@ -6,9 +6,12 @@ soon as `save` returns.  What is restored is compared with checksums that were t
 written, of every array and of the dict: a step that is not what was saved is passed over.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +26,11 @@ from fst_jax.config import CheckpointSettings
 from fst_jax.errors import RunError
 from fst_jax.parallel.distributed import any_of
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save there
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports there what it raises, too
 
 _log = logging.getLogger(__name__)
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,22 @@ class Checkpoints:
         failure: Exception | None = None
         damaged = []
         for step in steps:
-            saved = None
+            found: tuple[Any, dict[str, Any]] | None = None
             try:
-                saved = self._read(step, like)
+                found = self._read(step, like)
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 failure = failure or error
-            if any_of(saved is None):
+            if any_of(found is None):  # what one process sees is damage for all
+                damaged.append(step)
+                continue
+            assert found is not None
+            arrays, sealed = found
+            if checksums(arrays) != sealed["arrays"]:
+                failure = failure or ValueError("its arrays are not what was saved")
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
-            return saved
+            return Saved(step, arrays, sealed["host"])
         if damaged:
             raise RunError(
                 f"no checkpoint in {self._folder} can be read ({_reason(failure)}): "
@@ -118,20 +129,20 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def _read(self, step: int, like: Any) -> Saved:
-        """A step as it was saved; raises anything if it is not."""
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore()
-            ),
-        )
-        sealed = dict(found["host"])
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """This process's parts of the arrays, and the JSON; raises anything if they are damaged.
+
+        The manager's own `restore` waits for the other processes, which may be reading another
+        step already, since they saw no damage.
+        """
+        folder = self._folder / str(step)
+        sealed = json.loads((folder / "host" / "metadata").read_text("utf-8"))
         if sealed.pop("sha256", None) != _sha256(sealed):
             raise ValueError("its host state is not what was saved")
-        if sealed["arrays"] != checksums(found["arrays"]):
-            raise ValueError("its arrays are not what was saved")
-        return Saved(step, found["arrays"], sealed["host"])
+        arrays = ocp.StandardCheckpointHandler().restore(
+            folder / "arrays", args=ocp.args.StandardRestore(like)
+        )
+        return arrays, sealed
 
     def _set_aside(self, steps: list[int]) -> None:
         if steps:  # what else reading them raised, Orbax's tasks would log long after
@@ -156,7 +167,20 @@ class Checkpoints:
 
 
 def _reason(error: Exception | None) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """What the system said, of all that Orbax and TensorStore say about it."""
+    text = str(error)
+    known = (os.strerror(code) for code in _OF_DISKS)
+    first = (text.splitlines() or [type(error).__name__])[0][:300]
+    return next((said for said in known if said in text), first)
+
+
+def _in_thread(args: threading.ExceptHookArgs) -> None:
+    """Keep to itself what Orbax's own threads raise, which `wait` and `save` raise again."""
+    if not type(args.thread).__module__.startswith("orbax."):
+        threading.__excepthook__(args)
+
+
+threading.excepthook = _in_thread
 
 
 def _sha256(sealed: dict[str, Any]) -> str:

@@ -12,13 +12,16 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fst_jax.checksums import checksums
 from fst_jax.config import CheckpointSettings, ParallelSettings
 from fst_jax.errors import RunError
+from fst_jax.parallel.distributed import start
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import shardings
 from fst_jax.state import Checkpoints
+from tests.processes import call, free_port, run_together
 
 
 class Small(nnx.Module):
@@ -220,3 +223,39 @@ def test_a_state_goes_from_mesh_to_mesh(checkpoints, tmp_path, on_devices):
     assert saved is not None and saved.step == len(MESHES) + 1
     assert_same(saved.arrays, arrays_of(1))
     last.close()
+
+
+def one_of_two(index: str, port: str, folder: str, damaged: str) -> None:
+    """Save two steps together, or restore them when the newer one's part of process 1 is damaged.
+
+    The parts that other processes wrote are read by themselves alone.
+    """
+    settings = ParallelSettings({"fsdp": 4}, f"127.0.0.1:{port}", processes=2, process=int(index))
+    start(settings)
+    split = NamedSharding(make_mesh(settings), PartitionSpec("fsdp"))
+    wanted = {step: np.arange(2**18, dtype=np.float32) * step for step in (1, 2)}
+    opened = Checkpoints(Path(folder), CheckpointSettings())
+    if damaged:
+        like = {"x": jax.ShapeDtypeStruct((2**18,), np.float32, sharding=split)}
+        saved = opened.restore(like)
+        assert saved is not None
+        assert (saved.step, saved.host) == (1, {"step": 1})
+        assert checksums(saved.arrays) == checksums({"x": jnp.asarray(wanted[1])})
+    else:
+        for step, x in wanted.items():
+            part = jax.make_array_from_callback(x.shape, split, x.__getitem__)
+            opened.save(step, {"x": part}, {"step": step})
+    opened.close()
+    jax.distributed.shutdown()
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_sees_is_damage_for_all(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for damaged in ("", "damaged"):
+        port = free_port()
+        own = [call(one_of_two, index, port, folder, damaged) for index in range(2)]
+        run_together(own, tmp_path, devices=2)
+        for file in folder.glob("2/arrays/ocdbt.process_1/d/*"):
+            os.truncate(file, file.stat().st_size // 2)
+    assert (folder / "2.damaged").is_dir()

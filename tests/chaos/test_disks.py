@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.runs import assert_same, result
-from tests.processes import ROOT, virtual_devices
+from tests.processes import ROOT
 from tests.tiny_run import arguments
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec")
@@ -42,7 +42,7 @@ def train_on(options: str, size: str, tmp_path: Path, argv: list[str]) -> str:
     command = [sys.executable, "-m", "fst_jax.train", *argv]
     done = subprocess.run(
         [*NAMESPACE, SCRIPT, "sh", size, tmp_path / "disk", options, tmp_path / "copy", *command],
-        cwd=ROOT, env=virtual_devices(1), capture_output=True, text=True, timeout=600,
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
