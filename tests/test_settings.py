@@ -173,7 +173,7 @@ def test_every_problem_is_listed(config_file):
     said = message(path, "--eval.top_p", "2", "--what", "--seed", "stray")
     assert said.splitlines() == [
         "7 problems in the settings:",
-        "  command line: what: unknown setting",
+        "  command line: what: unknown setting; did you mean watch?",
         f'  {path}:1: seed: expected a whole number, not "x"',
         f"  {path}:3: slow.wrong: unknown setting",
         '  command line: seed: expected a whole number, not "stray"',

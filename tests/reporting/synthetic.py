@@ -124,6 +124,7 @@ def events(plan: Plan) -> list[dict[str, Any]]:
         if plan.arm in ("fst", "fst_reuse"):
             evaluation(plan.steps, "base", "pool", 0.4, 0.0)
         held_out(plan.steps)
+        found.append({"event": "end", "step": plan.steps, "time_s": 1.0})
     return found
 
 
