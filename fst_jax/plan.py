@@ -35,6 +35,7 @@ from fst_jax.planning.programs import (
 )
 from fst_jax.planning.report import Planned, Report, planned
 from fst_jax.settings import command, load
+from fst_jax.slow.packing import sides
 from fst_jax.slow.policy import starting_shapes
 
 TPUS = ("v4", "v5e", "v5p", "v6e")
@@ -86,28 +87,20 @@ def plan(config: Config, topology: str) -> Report:
     Raises:
       UserError: the config or its model cannot run there.
     """
-    if config.slow.enabled and config.slow.reference_prompt != "same":
-        raise ConfigError(
-            "slow.reference_prompt is none, and a plan is of steps whose reference reads what θ "
-            "reads: set it to same. Without the prompt it takes no more"
-        )
-    if config.distill.enabled:
-        raise ConfigError(
-            "distill.enabled is true, and a plan is of RL's train step alone: set it to false. The "
-            "teacher takes the reference's place in memory, and the chunks of logits are two"
-        )
     # The seconds that compiling takes are a figure, and cached programs do not tell their memory.
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(config.parallel, devices(topology))
     model = Model.of(config, architecture(config, resolve(config.model.path, weights=False)), mesh)
-    learner, batch, flops, density = [], None, None, 1.0
+    learner, own, flops, density = [], None, None, 1.0
     if config.slow.enabled:
         batch = full_batch(config, model.config.hidden_size, mesh)
         learner.append(train_program(config, model, batch, mesh))
-        pairs = computed_pairs(batch, mesh)
-        density = pairs / batch.tokens.shape[2] ** 2
+        own = sides(batch).own
+        pairs = computed_pairs(own, mesh)
+        density = pairs / own.tokens.shape[2] ** 2
         adapters = starting_shapes(model.params, config.slow)[0] if config.slow.lora_rank else None
-        flops = step_flops(model.config, batch, config.model.remat, pairs, adapters)
+        distills = config.distill.enabled
+        flops = step_flops(model.config, batch, config.model.remat, pairs, adapters, distills)
     sampler = sampler_programs(config, model, mesh) if config.rollout.engine == "local" else []
 
     # What each of the two keeps in memory while the other works; the engine's caches are gone then.
@@ -119,7 +112,7 @@ def plan(config: Config, topology: str) -> Report:
         print(f"compiling {each.name} for {topology}", file=sys.stderr, flush=True)
         done = compiled(each, mesh.devices.flat[0].platform)
         programs.append(planned(done, resident, mesh, density))
-    advice = advise(config, model.config.vocab_size, batch, mesh, programs)
+    advice = advise(config, model.config.vocab_size, own, mesh, programs)
     return Report(topology, mesh, programs, flops, advice)
 
 

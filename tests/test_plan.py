@@ -30,6 +30,7 @@ from fst_jax.planning.programs import (
 )
 from fst_jax.planning.report import Planned, Report, planned
 from fst_jax.settings import load, load_file
+from fst_jax.slow.packing import sides
 from fst_jax.slow.policy import starting_shapes
 from tests.helpers import tiny_model_folder
 from tests.slow.tiny import one_device
@@ -96,8 +97,8 @@ def step_of(config: Config) -> tuple[Report, jax.stages.Compiled]:
     batch = full_batch(config, architecture.hidden_size, mesh)
     lowered = train_program(config, model, batch, mesh)
     adapters = starting_shapes(model.params, config.slow)[0] if config.slow.lora_rank else None
-    pairs = computed_pairs(batch, mesh)
-    flops = step_flops(architecture, batch, config.model.remat, pairs, adapters)
+    pairs, distills = computed_pairs(sides(batch).own, mesh), config.distill.enabled
+    flops = step_flops(architecture, batch, config.model.remat, pairs, adapters, distills)
     step = planned(compiled(lowered, "cpu"), {}, mesh)
     return Report("cpu:1", mesh, [step], flops, []), lowered.compile()
 
@@ -148,6 +149,27 @@ def test_adapters_take_the_place_of_weights(config):
     assert hbm["optimizer"] < whole.largest.hbm["optimizer"] / 2
     assert found.step.cost.flops == pytest.approx(found.flops.executed, rel=0.01)
     assert found.flops.model < whole.flops.model
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("which", ["distill", "unprompted reference", "distilled adapters"])
+def test_steps_of_two_contexts(config, which, remat):
+    """A teacher, or a reference, that reads another context than the weights that learn."""
+    slow, distill = config.slow, replace(config.distill, enabled=which.startswith("distill"))
+    if which == "unprompted reference":
+        slow = replace(slow, reference_prompt="none")
+    elif which == "distilled adapters":
+        slow = replace(slow, lora_rank=4, lora_layers="attention|mlp")
+    own = replace(config, slow=slow, distill=distill)
+    own = replace(own, model=replace(config.model, remat=remat))
+    found, done = step_of(own)
+    given = found.largest.compiled.lowered.arguments
+    assert sum(given.values()) == done.memory_analysis().argument_size_in_bytes
+    assert found.step.cost.flops == pytest.approx(found.flops.executed, rel=0.01)
+    if "adapters" not in which:
+        alike, _ = step_of(replace(config, model=replace(config.model, remat=remat)))
+        assert found.flops.model == alike.flops.model  # contexts are as long, heads as many
+        assert given["batch"] > 1.5 * alike.largest.compiled.lowered.arguments["batch"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -303,14 +325,6 @@ def test_a_tpu_slice(folder):
     found = json.loads(done.stdout)
     assert found["fits"] is False and found["hbm_peak_bytes"] > found["hbm_limit_bytes"]
     assert "slow.micro_batch_rows" in found["advice"][0]
-
-
-def test_a_plan_of_distillation_is_refused(folder):
-    done = ask(
-        "--config", "configs/ci_tiny.yaml", "--model.path", str(folder), "--topology", "cpu:1",
-        "--distill.enabled", "true",
-    )  # fmt: skip
-    assert done.returncode == 2 and "a plan is of RL's train step alone" in done.stderr
 
 
 def test_a_run_without_programs_is_told_so(folder):

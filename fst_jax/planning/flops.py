@@ -13,10 +13,9 @@ which frozen ones have none.  Splash attention, which computes scores anew in ea
 backward kernels, takes 3.5 times its forward pass.  Recomputing a layer (`model.remat`: full,
 offload) leaves out the product whose result the layer's gradient does not need, that of `mlp/down`;
 `dots` recomputes attention alone.  The head's chunks are always recomputed.  The reference takes a
-forward pass.
+forward pass, and so does the teacher of FST-distill, whose part of the head is recomputed, too.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from jax.sharding import Mesh
 from fst_jax.config import Remat
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.splash_rows import RowMask, block_size
-from fst_jax.slow.packing import Batch
+from fst_jax.slow.packing import Batch, Pair, sides
 
 
 @dataclass(frozen=True)
@@ -40,36 +39,45 @@ class StepFlops:
 
 
 def step_flops(
-    model: ModelConfig, batch: Batch, remat: Remat, pairs: float, adapters: Any = None
+    model: ModelConfig,
+    batch: Batch | Pair,
+    remat: Remat,
+    pairs: float,
+    adapters: Any = None,
+    distills: bool = False,
 ) -> StepFlops:
     """FLOPs of one update over a batch; `pairs` query-key pairs are computed in each row.
 
-    `adapters` are those that are trained in place of the weights, by path, or their shapes.
+    `adapters` are those that are trained in place of the weights, by path, or their shapes;
+    `distills` says that the update is towards a teacher.
     """
-    rows = math.prod(batch.tokens.shape[:2])
+    own, other = sides(batch)
     layer, head = _layer_flops(model), 2 * model.hidden_size * model.vocab_size
     pair = 4 * model.num_heads * model.head_dim
     anew, attention_anew = remat in ("full", "offload"), remat != "none"
     gradients = 1 if adapters else 2  # of the input, and of weights that are trained
-    attention_gradients = 3.5 if batch.layout else 2.0
+    attention_gradients = 3.5 if own.layout else 2.0
 
-    tokens, targets = rows * batch.tokens.shape[2], rows * batch.target.shape[2]
+    def forward(tokens: float, seen: float) -> float:
+        return model.num_layers * (tokens * layer + seen * pair)
+
+    tokens, targets = own.tokens.size, own.target.size
     down = 2 * model.intermediate_size * model.hidden_size
     executed = model.num_layers * (
-        tokens * ((2 + anew + gradients) * layer - anew * down)
-        + rows * pairs * pair * (2 + attention_anew + attention_gradients)
+        tokens * ((1 + anew + gradients) * layer - anew * down)
+        + tokens / own.tokens.shape[2] * pairs * pair * (1 + attention_anew + attention_gradients)
     )
-    executed += (3 + gradients) * targets * head
-    own = int(np.count_nonzero(batch.segments))
-    sampled = int(np.count_nonzero(batch.token_weight))
-    visible = sum(map(_visible, _segments(batch)))
-    useful = (2 + gradients) * (model.num_layers * own * layer + sampled * head)
-    useful += 4 * model.num_layers * visible * pair
+    executed += forward(other.tokens.size, other.tokens.size / other.tokens.shape[2] * pairs)
+    executed += (3 + distills + gradients) * targets * head
+    seen, sampled = map(_seen, (own, other)), int(np.count_nonzero(own.token_weight))
+    (present, visible), (others, others_visible) = seen
+    useful = (2 + gradients) * sampled * head + forward(others, others_visible)
+    useful += (1 + gradients) * forward(present, 0) + 3 * forward(0, visible)
     for path, factors in (adapters or {}).items():
         each = 2 * sum(leaf.size for leaf in jax.tree.leaves(factors))
         in_head = path.startswith("head")
         executed += each * (4 * targets if in_head else (3 + anew) * tokens)
-        useful += each * 3 * (sampled if in_head else own)
+        useful += each * 3 * (sampled if in_head else present)
     return StepFlops(float(executed), float(useful))
 
 
@@ -88,6 +96,11 @@ def computed_pairs(batch: Batch, mesh: Mesh) -> int:
     block, mask = block_size(batch.layout, mesh.shape["context"]), RowMask(batch.layout)
     edges = [slice(start, start + block) for start in range(0, length, block)]
     return block**2 * sum(bool(mask[rows, columns].any()) for rows in edges for columns in edges)
+
+
+def _seen(batch: Batch) -> tuple[int, int]:
+    """Tokens of a batch, and the pairs of them that see each other."""
+    return int(np.count_nonzero(batch.segments)), sum(map(_visible, _segments(batch)))
 
 
 def _segments(batch: Batch) -> Iterator[list[tuple[int, int, int]]]:

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,14 +25,16 @@ from fst_jax.parallel.sharding import ROWS, batch_shardings, shardings, shards
 from fst_jax.parts import held_dtype
 from fst_jax.rollout.batching import CHUNK, largest_grids
 from fst_jax.rollout.slots import programs
+from fst_jax.slow import distill
 from fst_jax.slow.learner import (
     LearnerState,
     jitted_step,
     micro_batch_loss,
     state_shardings,
 )
+from fst_jax.slow.objectives import recipe
 from fst_jax.slow.optimizer import make_optimizer
-from fst_jax.slow.packing import Batch, Sample, completions_per_row, pack
+from fst_jax.slow.packing import Batch, Pair, Sample, completions_per_row, pack, pack_pairs, sides
 from fst_jax.slow.policy import starting_shapes
 
 STOP_IDS = 4  # a bucket of the engine's; models have one to three
@@ -117,9 +118,13 @@ class Model:
         return cls(architecture, graphdef, _placed(params, shardings(params, mesh)))
 
 
-def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
-    """The batch of an update whose contexts and completions are all as long as they may be."""
-    rollout = config.rollout
+def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch | Pair:
+    """The batch of an update whose contexts and completions are all as long as they may be.
+
+    A pair where the teacher or the reference reads another context than θ.
+    """
+    rollout, slow = config.rollout, config.slow
+    apart = config.distill.enabled or slow.reference_prompt == "none"
     each = rollout.group_size // config.population
     longest, new = rollout.max_prompt_tokens, rollout.max_new_tokens
     samples = [
@@ -131,16 +136,21 @@ def full_batch(config: Config, hidden_size: int, mesh: Mesh) -> Batch:
             group=problem,
             advantage=1.0,
             valid=True,
+            frozen_ids=(problem, prompt, *(0,) * (longest - 2))[:longest] if apart else (),
         )
         for problem in range(rollout.problems_per_step // config.slow.minibatches)
         for prompt in range(config.population)
         for _ in range(each)
     ]
     per_row = completions_per_row(each, longest, new, hidden_size)
-    return pack(samples, per_row, config.slow.micro_batch_rows, mesh)
+    if apart:
+        aggregation = recipe(slow).aggregation
+        (pair,) = pack_pairs([samples], per_row, slow.micro_batch_rows, mesh, aggregation, new)
+        return pair
+    return pack(samples, per_row, slow.micro_batch_rows, mesh)
 
 
-def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Lowered:
+def train_program(config: Config, model: Model, batch: Batch | Pair, mesh: Mesh) -> Lowered:
     """The learner's step over a batch, of which only the shapes count."""
     settings = config.slow
     trained, frozen = starting_shapes(model.params, settings)
@@ -153,8 +163,9 @@ def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Low
     if offloaded:
         beside = jax.tree.map(lambda x: x.with_memory_kind("pinned_host"), beside)
     frozen = _placed(frozen, beside)
-    shapes: Batch = _placed(batch, batch_shardings(batch, mesh))
-    step = jitted_step(model.graphdef, settings, mesh, placed)
+    shapes: Batch | Pair = _placed(batch, batch_shardings(batch, mesh))
+    step = jitted_step(model.graphdef, settings, mesh, placed, config.distill.enabled)
+    refreshed = settings.reference_refresh or config.distill.teacher_refresh
     base = 0 if offloaded else per_chip(frozen)  # the reference, or the weights under adapters
     weights = per_chip(state.params) + (base if settings.lora_rank else 0)
     return Lowered(
@@ -167,12 +178,12 @@ def train_program(config: Config, model: Model, batch: Batch, mesh: Mesh) -> Low
             "batch": per_chip(shapes),
         },
         # The base, from which drift is measured, once it is no longer the reference.
-        beside={"reference": base if settings.reference_refresh else 0},
+        beside={"reference": base if refreshed else 0},
         activations=_residuals(config, model, batch, mesh),
     )
 
 
-def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
+def _residuals(config: Config, model: Model, batch: Batch | Pair, mesh: Mesh) -> int:
     """Bytes that a micro-batch's forward pass keeps for its backward pass, on one chip.
 
     All of them are split as rows and tokens are, or as finely as parameters; `tensor` is left out.
@@ -180,16 +191,16 @@ def _residuals(config: Config, model: Model, batch: Batch, mesh: Mesh) -> int:
     if config.model.remat == "offload":
         return 0  # they wait in the host's memory
 
-    def forward(trained: Any, frozen: Any, rows: Batch) -> Any:
-        loss = partial(
-            micro_batch_loss,
-            frozen=frozen,
-            rows=rows,
-            reference_logprob=rows.behaviour,
-            graphdef=model.graphdef,
-            settings=config.slow,
-            mesh=mesh,
-        )
+    how = {"graphdef": model.graphdef, "settings": config.slow, "mesh": mesh}
+
+    def forward(trained: Any, frozen: Any, rows: Batch | Pair) -> Any:
+        own, other = sides(rows)
+
+        def loss(trained: Any) -> Any:
+            if config.distill.enabled:
+                return distill.micro_batch_loss(trained, frozen, own, other, **how)
+            return micro_batch_loss(trained, frozen, own, own.behaviour, **how)
+
         return jax.vjp(loss, trained, has_aux=True)[1]
 
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
