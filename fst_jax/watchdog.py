@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Watchdog:
         self._folder, self._stall_s, self._resume = folder, dict(stall_s), resume
         self._writes, self._noticed, self._leave = writes, noticed, leave
         self._phase, self._step, self._beats = "start", 0, 0
+        self._elsewhere = False  # whether another process does the work
         self._began = self._moved = time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -88,7 +89,7 @@ class Watchdog:
 
     @property
     def _limit(self) -> float:
-        return self._stall_s.get(self._phase, 0.0)
+        return 0.0 if self._elsewhere else self._stall_s.get(self._phase, 0.0)
 
     def _arm(self) -> None:
         """Have the process ended if even this thread cannot run any more."""
@@ -146,6 +147,20 @@ def beat() -> None:
     if dog is not None:
         dog._beats += 1
         dog._moved = time.monotonic()
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """While another process works, whose own watchdog looks, this one need not move."""
+    dog = Watchdog._entered
+    if dog is not None:
+        dog._elsewhere = True
+    try:
+        yield
+    finally:
+        if dog is not None:
+            dog._elsewhere = False
+            beat()
 
 
 def notice_of(url: str | None) -> Callable[[], bool]:

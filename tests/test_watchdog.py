@@ -90,6 +90,30 @@ def test_a_stall_ends_the_process_with_its_stacks(how, tmp_path):
     assert "in hangs_here" in stacks.read_text()
 
 
+ELSEWHERE = """
+import sys, time
+from pathlib import Path
+from fst_jax import watchdog
+from fst_jax.watchdog import Watchdog, elsewhere, phase
+
+watchdog._WRITE_S = 0.1
+with Watchdog(Path(sys.argv[1]), {"rollout": 0.5}, "resume"):
+    phase("rollout")
+    with elsewhere():
+        time.sleep(2)
+    print("came back", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_waits_for_another_process_has_not_stalled(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "came back\n" and done.returncode == EXIT_CODE
+
+
 def test_a_notice_is_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "_ASK_S", 0.1)
     answers, asked = ["NONE", "FALSE", "TERMINATE_ON_HOST_MAINTENANCE"], []

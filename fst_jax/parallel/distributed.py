@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from fst_jax.config import ParallelSettings
 from fst_jax.errors import Interrupted, RunError, UserError
 from fst_jax.shapes import bucket
+from fst_jax.watchdog import elsewhere
 
 T = TypeVar("T")
 
@@ -62,13 +63,15 @@ def agreed(decide: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return decide()
-    message = b""
     if is_main():
         try:
             message = pickle.dumps((decide(), None))
         except (UserError, Interrupted) as error:
             message = pickle.dumps((None, error))
-    value, raised = pickle.loads(_told(message))
+        value, raised = pickle.loads(_told(message))
+    else:
+        with elsewhere():
+            value, raised = pickle.loads(_told(b""))
     if raised is not None:
         raise raised
     return value

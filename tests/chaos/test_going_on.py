@@ -42,7 +42,7 @@ def test_a_scorer_that_hangs_is_found_and_the_run_goes_on_when_it_is_mended(
     )
     own.with_suffix(".yaml").write_text(task.with_suffix(".yaml").read_text())
     limits = {phase: 20.0 for phase in ("sync", "evaluate", "evolve", "rollout", "train")}
-    argv = arguments(model, own, tmp_path, "--task.timeout_s", "1000")
+    argv = arguments(model, own, tmp_path, "--task.timeout_s", "60")
     argv += ["--watch.stall_s", json.dumps(limits)]
     process = start(argv)
     folder = tmp_path / "ci_tiny"
