@@ -463,6 +463,27 @@ class WatchSettings:
 
 
 @dataclass(frozen=True)
+class GuardSettings:
+    patience: int = setting(
+        3,
+        "Steps in a row in which a guard is broken before the run stops (ours: single steps have "
+        "outliers; of three in a row, none of the recorded runs comes near a ceiling).",
+    )
+    max_mismatch: float | None = setting(
+        1.0,
+        "Ceiling of mismatch_k3, in nats a token: sampler against learner, on a step's own "
+        "rollouts. null: none (ours: rollouts of older weights give up to 3e-4 on the small world, "
+        "a bfloat16 sampler about 1e-3, other weights more than 1).",
+    )
+    max_kl: float | None = setting(
+        10.0,
+        "Ceiling of kl_k3, in nats a token: θ against its reference. null: none (ours: at most "
+        "1.8 in three steps in a row of the small world's 216 recorded runs; at 10 the reference "
+        "gives a token e^-10 of what θ does).",
+    )
+
+
+@dataclass(frozen=True)
 class TrackingSettings:
     tensorboard: bool = setting(False, "Write tensorboard/ in the run folder (extra: track).")
     wandb_project: str | None = setting(None, "Send metrics to this W&B project (extra: track).")
@@ -485,6 +506,7 @@ class Config:
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     watch: WatchSettings = field(default_factory=WatchSettings)
+    guards: GuardSettings = field(default_factory=GuardSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     @property

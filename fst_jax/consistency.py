@@ -44,6 +44,7 @@ _MINIMA = {
     "checkpoint.keep": 1,
     "checkpoint.keep_every": 0,
     "checkpoint.export_every": 0,
+    "guards.patience": 1,
 }
 _POSITIVE = (
     "rollout.temperature",
@@ -61,6 +62,8 @@ _POSITIVE = (
     "task.timeout_s",
     "parallel.start_timeout_s",
     "fast.lm_timeout_s",
+    "guards.max_mismatch",
+    "guards.max_kl",
 )
 
 
@@ -79,7 +82,8 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
     for key in _POSITIVE:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        require(0 < value < math.inf, key, f"must be above 0 and finite, not {value}")
+        fits = value is None or 0 < value < math.inf
+        require(fits, key, f"must be above 0 and finite, not {value}")
     require(
         config.rollout.group_size >= 2 or not config.slow.enabled or config.distill.enabled,
         "rollout.group_size",

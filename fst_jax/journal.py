@@ -35,6 +35,8 @@ from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.parts import Inputs
 from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
+from fst_jax.slow import offending
+from fst_jax.slow.guards import Guards, Stop, watch
 from fst_jax.slow.learner import Learner
 from fst_jax.state import Checkpoints
 from fst_jax.tracking import END, ConsoleTracker, JsonlTracker, Trackers, extra_trackers
@@ -63,6 +65,7 @@ class Progress:
     step: int = 0  # RL steps done
     leftovers: Leftovers = field(default_factory=Leftovers)
     totals: Totals = field(default_factory=Totals)
+    guards: Guards = field(default_factory=Guards)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,6 +73,7 @@ class Progress:
             "step": self.step,
             "leftovers": self.leftovers.to_json(),
             "totals": asdict(self.totals),
+            "guards": asdict(self.guards),
         }
 
     def copy(self) -> "Progress":
@@ -83,6 +87,7 @@ class Progress:
             data["step"],
             Leftovers.from_json(data["leftovers"]),
             Totals(**data["totals"]),
+            Guards(**data.get("guards", {})),
         )
 
 
@@ -133,6 +138,8 @@ class Journal:
         ended = agreed(lambda: self.folder.ended)
         self.finished = saved is not None and saved.step == ended == config.train.steps
         self._mark: _Mark | None = None
+        # Why the newest step is to be the last, and its rollouts.
+        self._stop: tuple[Stop, Sequence[Sequence[Rollout]]] | None = None
         self._metrics: JsonlTracker | None = None
         self._trackers = Trackers([])
         if self.finished:
@@ -179,8 +186,12 @@ class Journal:
         seconds: dict[str, float],
         compiles: int,
     ) -> None:
-        """Record one RL step: its event, and samples/<step>.jsonl."""
-        totals = self.progress.totals
+        """Record one RL step: its event with its hints, and samples/<step>.jsonl."""
+        progress, totals = self.progress, self.progress.totals
+        progress.guards, warnings, stop = watch(
+            progress.guards, self._config, progress.step, metrics, groups
+        )
+        self._stop = (stop, groups) if stop else None
         trained = sum(len(rollout.completion.ids) for group in groups for rollout in group)
         totals.rollouts += spent.rollouts
         totals.tokens_generated += spent.tokens
@@ -199,6 +210,7 @@ class Journal:
                 "seconds": {"rollout": spent.rollout_s, "reward": spent.reward_s, **seconds},
                 "compiles": compiles,
                 "weight_version": self.progress.step,
+                **({"warnings": warnings} if warnings else {}),
             },
         )
         shown = [rollout for group in groups[:SAMPLED_PROBLEMS] for rollout in group]
@@ -250,6 +262,33 @@ class Journal:
         self._checkpoints.wait()
         self.log(END, {})
         self.finished = True
+
+    def heed_guards(self) -> None:
+        """Go on, unless a guard has found that the newest step is to be the last.
+
+        Where updates were skipped, θ is sound: everything is saved, and the step to look at.  Where
+        a ceiling was broken it may not be: what was saved before stays the newest.
+
+        Raises:
+          RunError: what a guard has found.
+        """
+        if self._stop is None:
+            return
+        stop, groups = self._stop
+        message = stop.message
+        if stop.guard == "nonfinite" and self._learner is not None:
+            kept = self.folder.nonfinite / str(self.progress.step)
+            if is_main():
+                with writing(kept):
+                    offending.save(kept, self._learner.minibatches, groups)
+            self.progress.guards = self.progress.guards.rested
+            self.mark()
+            self.checkpoint()
+            message += (
+                f" of {kept} (python -m fst_jax.replay {kept} computes the loss again); the same "
+                "command goes on with the next problems"
+            )
+        raise RunError(message)
 
     def keep_weights(self) -> None:
         """Write θ as exports/<step>/; before the step's checkpoint, or a kill could skip it."""

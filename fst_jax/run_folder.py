@@ -15,13 +15,14 @@ from fst_jax.settings import difference, load_file, to_yaml
 from fst_jax.tracking import END
 
 _START = ("coordinator", "processes", "process", "start_timeout_s")
-# How servers, the reflector and the processes of a run are reached and started, by section; and
-# over which devices it is spread.
+# How servers, the reflector and the processes of a run are reached and started, over which devices
+# it is spread, what is kept of it and what stops it, by section.
 _MAY_CHANGE = {
     "rollout": ("url", "timeout_s", "patience_s", "api_key_env", "weights_dir"),
     "fast": ("lm_url", "lm_api_key_env", "lm_timeout_s", "lm_price_in", "lm_price_out"),
     "parallel": (*_START, "mesh"),
     "checkpoint": ("every", "keep", "keep_every"),
+    "guards": ("patience", "max_mismatch", "max_kl"),
 }
 
 
@@ -94,6 +95,10 @@ class RunFolder:
         return self.path / "exports"
 
     @property
+    def nonfinite(self) -> Path:
+        return self.path / "nonfinite"
+
+    @property
     def _draft(self) -> Path:
         return self.path / "config.yaml.tmp"
 
@@ -123,9 +128,9 @@ class RunFolder:
                 f"{self.path} holds a run whose config cannot be read: choose another --name\n"
                 f"{error}"
             ) from error
-        # Where a run lies, who watches it, what is kept of it, how its processes start, on which
-        # devices they are, and how its servers and its reflector are reached may change on the way,
-        # and it may go on for longer.
+        # Where a run lies, who watches it, what stops it, what is kept of it, how its processes
+        # start, on which devices they are, and how its servers and its reflector are reached may
+        # change on the way, and it may go on for longer.
         sections: dict[str, Any] = {}
         for section, keys in _MAY_CHANGE.items():
             now = getattr(config, section)

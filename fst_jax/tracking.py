@@ -99,6 +99,7 @@ class ConsoleTracker:
         self._stream = stream or sys.stdout
         self._start = time.monotonic()
         self._seen = 0  # steps of this process
+        self._warned: set[str] = set()  # codes of the hints of the newest step
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         values = plain(values)
@@ -113,9 +114,19 @@ class ConsoleTracker:
         else:
             parts = [f"{event} {step}", *(_item(*pair) for pair in numbers(values))]
         print("  ".join(part for part in parts if part), file=self._stream, flush=True)
+        if event == "step":
+            self._warn(values.get("warnings", []))
 
     def close(self) -> None:
         self._stream.flush()
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Print the hints that the step before did not have."""
+        told = {warning.partition(":")[0]: warning for warning in warnings}
+        for code, warning in told.items():
+            if code not in self._warned:
+                print(f"  warning: {warning}", file=self._stream, flush=True)
+        self._warned = set(told)
 
     def _step(self, step: int, values: dict[str, Any]) -> Iterator[str]:
         self._seen += 1

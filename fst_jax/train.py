@@ -160,9 +160,11 @@ def train(config: Config) -> None:
         try:
             while not journal.finished:
                 step = progress.step
+                journal.heed_guards()
                 journal.mark()
                 last, leaving = step == config.train.steps, any_of(stop.requested)
-                if last or leaving or due(step, config.checkpoint.every):
+                saves = due(step, config.checkpoint.every) and not progress.guards.in_doubt
+                if last or leaving or saves:
                     journal.checkpoint()
                 if leaving:
                     break

@@ -137,6 +137,19 @@ def test_inconsistent_settings_of_the_fast_round(config_file, text, said):
     assert said in message(config_file(f"fast: {{{text}}}"))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("patience: 0", "guards.patience: must be at least 1, not 0"),
+        ("max_kl: 0", "guards.max_kl: must be above 0 and finite, not 0"),
+        ("max_mismatch: .inf", "guards.max_mismatch: must be above 0 and finite, not inf"),
+    ],
+)
+def test_inconsistent_settings_of_guards(config_file, text, said):
+    assert said in message(config_file(f"guards: {{{text}}}"))
+    assert loaded(config_file("guards: {max_kl: null, max_mismatch: null}")).guards.max_kl is None
+
+
 def test_the_policy_reflects_on_itself_where_it_is_served(config_file):
     text = "rollout: {engine: sglang}\nfast: {reflector: lm, lm_url: null, acceptance: none}"
     fast = loaded(config_file(text)).fast

@@ -115,6 +115,16 @@ def test_console_lines():
     ]
 
 
+def test_console_prints_a_hint_when_it_begins():
+    stream = io.StringIO()
+    tracker = ConsoleTracker(20, stream)
+    both = ["truncation: 60% of …", "no_variance: all …"]
+    for step, warnings in enumerate(([], both[:1], ["truncation: 70% of …"], both, [], both[:1])):
+        tracker.log("step", step, {"warnings": warnings} if warnings else {})
+    lines = [line for line in stream.getvalue().splitlines() if "warning" in line]
+    assert lines == [f"  warning: {text}" for text in (both[0], both[1], both[0])]
+
+
 def test_console_bears_missing_values():
     stream = io.StringIO()
     tracker = ConsoleTracker(2, stream)

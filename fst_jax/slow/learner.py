@@ -7,15 +7,15 @@ The reference is the base model under the same prompt φ, or without it where
 out groups without variance, in its denominator too; the KL regularizer covers
 every sampled token, so that a policy which earns nothing still returns to the
 base.  The reference is scored first, then gradients accumulate over
-micro-batches in a `lax.scan`; an update whose gradient is not finite changes
-nothing and is counted.  A step may make several updates, over parts of its
+micro-batches in a `lax.scan`; an update whose loss or gradient is not finite
+changes nothing and is counted.  A step may make several updates, over parts of its
 problems and over all of them again; each is the same compiled program.
 
 With `distill.enabled` the loss is that of `distill.py`, and the frozen weights
 are its teacher; all else is the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ def update(
     updates, optimizer = make_optimizer(settings).update(gradients, state.optimizer, state.params)
     updated = LearnerState(optax.apply_updates(state.params, updates), optimizer, state.step + 1)
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
     metrics |= {
         "grad_norm": norm,
@@ -261,6 +261,7 @@ class Learner:
             keep_unused=True,
         )
         self._merged: tuple[Any, Params] | None = None  # adapters, and the weights they make
+        self.minibatches: Sequence[Batch | Pair] = ()  # of the newest step, on the host
 
     @property
     def params(self) -> Params:
@@ -303,7 +304,7 @@ class Learner:
         of π_old; attention, adapters and padding apart (Kaplan et al. 2020, arXiv 2001.08361, sec.
         2.1).
         """
-        settings, frozen = self.settings, self._frozen
+        settings, frozen, self.minibatches = self.settings, self._frozen, minibatches
         batches, mismatches = [self._place(batch) for batch in minibatches], []
         scored = not self._distills and importance.ratio_to(settings) == "before"
         if scored:

@@ -14,10 +14,10 @@ from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.local import LocalEngine
 from fst_jax.slow.advantages import group_advantages
 from fst_jax.slow.drift import drift
-from fst_jax.slow.learner import Learner, LearnerState, micro_batch_loss
+from fst_jax.slow.learner import Learner, LearnerState, micro_batch_loss, update
 from fst_jax.slow.logprobs import score_tokens
 from fst_jax.slow.objectives import recipe
-from fst_jax.slow.optimizer import learning_rate
+from fst_jax.slow.optimizer import learning_rate, make_optimizer
 from fst_jax.slow.packing import Batch, Sample, pack, pack_pairs, pack_together, split_problems
 from fst_jax.state import Checkpoints
 from tests.slow import tiny
@@ -255,6 +255,31 @@ def test_a_gradient_that_is_not_finite_changes_nothing(fresh):
         np.testing.assert_array_equal(new, old)
     assert fresh.step(batch)["nonfinite_steps"] == 0
     assert int(fresh.state.step) == 2
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_changes_nothing_even_with_a_finite_gradient(loss):
+    """Of two micro-batches, one: gradients accumulate, and so does what is wrong with the loss."""
+
+    def share(params, _, offset):
+        total = jnp.sum(params["x"]) + offset
+        return total, {"loss": total}
+
+    params = {"x": jnp.ones(3)}
+    state = LearnerState(params, make_optimizer(SETTINGS).init(params), jnp.int32(0))
+    for offsets, skipped in (([0.0, loss], 1), ([0.0, 1.0], 0)):
+        moved, metrics = update(state, None, (jnp.array(offsets),), share, SETTINGS)
+        assert metrics["nonfinite_steps"] == skipped and np.isfinite(metrics["grad_norm"])
+        assert int(moved.step) == 1 - skipped
+        assert np.array_equal(moved.params["x"], params["x"]) == bool(skipped)
+
+
+def test_a_skipped_update_is_counted_among_those_of_its_step(fresh):
+    batch = pack(SAMPLES, per_row=2, micro_batch_rows=2)
+    spoilt = batch._replace(behaviour=np.full_like(batch.behaviour, np.nan))
+    assert fresh.step(batch, spoilt, spoilt)["nonfinite_steps"] == 2
+    assert int(fresh.state.step) == 1
+    assert fresh.minibatches == (batch, spoilt, spoilt)
 
 
 def test_extreme_ratios_stay_finite(fresh):
