@@ -274,13 +274,10 @@ class Journal:
         """
         if self._stop is None:
             return
-        stop, groups = self._stop
-        message = stop.message
-        if stop.guard == "nonfinite" and self._learner is not None:
+        (guard, message), groups = self._stop
+        if guard == "nonfinite":
             kept = self.folder.nonfinite / str(self.progress.step)
-            if is_main():
-                with writing(kept):
-                    offending.save(kept, self._learner.minibatches, groups)
+            agreed(lambda: self._keep_step(kept, groups))
             self.progress.guards = self.progress.guards.rested
             self.mark()
             self.checkpoint()
@@ -314,6 +311,12 @@ class Journal:
             self._trackers.close()
             if self._lock:
                 self._lock.release()
+
+    def _keep_step(self, folder: Path, groups: Sequence[Sequence[Rollout]]) -> None:
+        """Save the newest step, so that it can be computed again."""
+        assert self._learner is not None, "there is no step without a learner"
+        with writing(folder):
+            offending.save(folder, self._learner.minibatches, groups)
 
     def _show(self, event: str, rollouts: Sequence[Rollout], origin: dict[str, Any]) -> None:
         """Append rollouts to the step's samples, for a reader."""
