@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ import orbax.checkpoint as ocp
 from fst_jax.checksums import checksums
 from fst_jax.config import CheckpointSettings
 from fst_jax.errors import RunError
-from fst_jax.parallel.distributed import any_of
+from fst_jax.parallel.distributed import agreed, any_of
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports there what it raises, too
+for _name in ("absl", "asyncio"):  # Orbax and its tasks log what they raise, too, and every save
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class Checkpoints:
           RunError: the folder cannot be written, or could not at the save before.
         """
         sealed = {"host": host, "arrays": checksums(arrays)}
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        agreed(lambda: self._check_room(size))
         with self._writing():
             self._manager.save(
                 step,
@@ -144,9 +148,17 @@ class Checkpoints:
         )
         return arrays, sealed
 
+    def _check_room(self, size: int) -> None:
+        """Refuse to begin what the disk cannot hold; compressed, it takes a little less."""
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            raise RunError(
+                f"cannot write a checkpoint to {self._folder}: it takes up to {size / 1e6:.1f} MB "
+                f"and the disk has {free / 1e6:.1f} ({os.strerror(errno.ENOSPC)}): make room; what "
+                "was saved before can be resumed"
+            )
+
     def _set_aside(self, steps: list[int]) -> None:
-        if steps:  # what else reading them raised, Orbax's tasks would log long after
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         for step in steps:
             _log.warning("checkpoint %s is damaged; resuming from an older one", step)
             if jax.process_index() == 0:

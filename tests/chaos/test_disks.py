@@ -51,7 +51,7 @@ def train_on(options: str, size: str, tmp_path: Path, argv: list[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["200k", "500k", "900k", "1300k"])
 def test_a_full_disk(size: str, finished: Path, model: Path, task: Path, tmp_path: Path) -> None:
-    """It fills up while the run folder, the samples, a checkpoint or the export is written."""
+    """It has no room for the first checkpoint, the export, the second one, or the last pages."""
     (tmp_path / "disk").mkdir()
     argv = arguments(model, task, tmp_path / "disk")
     printed = train_on(f"size={size} size=64m", size, tmp_path, argv)
