@@ -56,14 +56,26 @@ class Machine:
     def run(
         self, arguments: Sequence[str], folder: Path, moment: "Moment | None" = None
     ) -> list[int]:
-        """The exit codes of a run's processes, at its end or after a disturbance."""
+        """The exit codes of a run's processes, at its end or after a disturbance.
+
+        Who is left when another was killed is killed soon after, as when a slice is taken back; it
+        would notice by itself only when JAX misses the other's heartbeats.
+        """
         processes = self.start(arguments, folder, moment)
+        end, seen = time.monotonic() + 600, 0.0
         try:
-            return [process.wait(timeout=600) for process in processes]
+            while any(process.poll() is None for process in processes):
+                assert time.monotonic() < end, "a run did not come to its end"
+                if any(process.poll() == -signal.SIGKILL for process in processes):
+                    seen = seen or time.monotonic()
+                    if time.monotonic() - seen > 2:
+                        break
+                time.sleep(0.05)
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
+        return [process.returncode for process in processes]
 
 
 @dataclass(frozen=True)
