@@ -33,6 +33,7 @@ from fst_jax.models.peft import save_adapter
 from fst_jax.parallel.chips import utilisation
 from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.parts import Inputs
+from fst_jax.rollout.plain import readable
 from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
 from fst_jax.slow import offending
@@ -324,7 +325,7 @@ class Journal:
             return
         step = self.progress.step
         origin = {"event": event, "step": step, **origin}
-        lines = [json.dumps(origin | _sample(each), ensure_ascii=False) for each in rollouts]
+        lines = [json.dumps(origin | readable(each), ensure_ascii=False) for each in rollouts]
         path = self._samples_of(step)
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
@@ -356,16 +357,3 @@ class Journal:
                 if last is not None and path.stem.isdigit() and int(path.stem) <= last:
                     continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _sample(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "problem": rollout.problem.id,
-        "question": rollout.problem.question,
-        "answer": rollout.problem.answer,
-        "prompt": rollout.prompt,
-        "text": rollout.text,
-        "reward": rollout.score.reward,
-        "category": rollout.score.category,
-        "feedback": rollout.score.feedback,
-    }

@@ -1,4 +1,4 @@
-"""Rollouts as plain data, exact, for what outlives the process."""
+"""Rollouts as plain data: exact, for what outlives the process, or to be read."""
 
 from base64 import b64decode, b64encode
 from dataclasses import asdict
@@ -9,6 +9,20 @@ import numpy as np
 from fst_jax.rollout.engine import Completion
 from fst_jax.rollout.rollouts import Rollout
 from fst_jax.tasks.task import Problem, Score
+
+
+def readable(rollout: Rollout) -> dict[str, Any]:
+    """What a person reads of a rollout."""
+    return {
+        "problem": rollout.problem.id,
+        "question": rollout.problem.question,
+        "answer": rollout.problem.answer,
+        "prompt": rollout.prompt,
+        "text": rollout.text,
+        "reward": rollout.score.reward,
+        "category": rollout.score.category,
+        "feedback": rollout.score.feedback,
+    }
 
 
 def to_plain(rollout: Rollout) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from fst_jax.models.splash_rows import Layout
+from fst_jax.rollout.plain import readable
 from fst_jax.rollout.rollouts import Rollout
 from fst_jax.slow.packing import Batch, Pair, sides
 from fst_jax.tracking import plain
@@ -37,7 +38,7 @@ def save(
         np.savez_compressed(draft / f"batch-{i}.npz", **arrays)
     with open(draft / "rollouts.jsonl", "w", encoding="utf-8") as file:
         for rollout, advantage in _with_advantages(minibatches, groups):
-            line = plain(_readable(rollout) | {"advantage": advantage})
+            line = plain(_in_full(rollout) | {"advantage": advantage})
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
@@ -76,16 +77,9 @@ def _with_advantages(
             yield rollout, tables[part].get(count[part])
 
 
-def _readable(rollout: Rollout) -> dict[str, Any]:
+def _in_full(rollout: Rollout) -> dict[str, Any]:
     done = rollout.completion
-    return {
-        "problem": rollout.problem.id,
-        "question": rollout.problem.question,
-        "answer": rollout.problem.answer,
-        "prompt": rollout.prompt,
-        "text": rollout.text,
-        "reward": rollout.score.reward,
-        "category": rollout.score.category,
+    return readable(rollout) | {
         "finish_reason": done.finish_reason,
         "temperature": done.temperature,
         "weight_version": done.weight_version,
