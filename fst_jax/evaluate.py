@@ -17,6 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fst_jax.settings import answer_help, command, load
+
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    answer_help("evaluate", __doc__ or "")
+
 import numpy as np
 from flax import nnx
 
@@ -27,7 +32,6 @@ from fst_jax.parallel.sharding import on_devices
 from fst_jax.parts import Inputs, load_weights, make_actor, make_parity, read_inputs
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder, by_step
-from fst_jax.settings import command, load
 from fst_jax.slow.drift import drift
 from fst_jax.slow.groups import unlabelled
 from fst_jax.slow.packing import completions_per_row, pack

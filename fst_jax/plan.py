@@ -16,6 +16,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fst_jax.settings import answer_help, command, load
+
+FLAGS = {"json": "Print one JSON object instead of text."}
+OPTIONS = {"topology": "Devices to compile for: v5p:4x4x4, v6e:8x8, …, or cpu:N."}
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    answer_help("plan", __doc__ or "", FLAGS, OPTIONS)
+
 import jax
 
 from fst_jax.config import Config
@@ -34,7 +41,6 @@ from fst_jax.planning.programs import (
     train_program,
 )
 from fst_jax.planning.report import Planned, Report, planned
-from fst_jax.settings import command, load
 from fst_jax.slow.packing import sides
 from fst_jax.slow.policy import starting_shapes
 
@@ -118,9 +124,7 @@ def plan(config: Config, topology: str) -> Report:
 
 def main(arguments: list[str]) -> None:
     """Print the report."""
-    flags = {"json": "Print one JSON object instead of text."}
-    options = {"topology": "Devices to compile for: v5p:4x4x4, v6e:8x8, …, or cpu:N."}
-    config, given = load(arguments, "plan", __doc__ or "", flags=flags, options=options)
+    config, given = load(arguments, "plan", __doc__ or "", flags=FLAGS, options=OPTIONS)
     if "topology" not in given:
         raise ConfigError("--topology is needed: v5p:4x4x4, v6e:8x8, …, or cpu:N")
     if not config.slow.enabled and config.rollout.engine != "local":

@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
-from fst_jax import plain_yaml, schema
+from fst_jax import plain_yaml, schema, shipped
 from fst_jax.config import Config
 from fst_jax.consistency import problems_found
 from fst_jax.errors import ConfigError, UserError
 from fst_jax.plain_yaml import BadYaml
 
 _COMMAND_LINE = "command line"
+DEFAULT_CONFIG = "configs/quickstart.yaml"
 
 
 class _Reader:
@@ -158,7 +159,7 @@ def load(
     arguments: Sequence[str],
     command: str,
     description: str,
-    default_config: str | Path = "configs/quickstart.yaml",
+    default_config: str | Path = DEFAULT_CONFIG,
     flags: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> tuple[Config, dict[str, str]]:
@@ -194,7 +195,10 @@ def load(
                 given[name] = text
             else:
                 settings.append((name, text))
-    reader.read_file(path)
+    file = shipped.found(path)
+    if file != path:
+        print(f"{path} is not here; using {file}", file=sys.stderr)
+    reader.read_file(file)
     for name, text in settings:
         reader.read_argument(name, text)
     return reader.config(), given
@@ -207,7 +211,7 @@ def load_file(path: str | Path) -> Config:
       ConfigError: naming every problem and its line.
     """
     reader = _Reader()
-    reader.read_file(Path(path))
+    reader.read_file(shipped.found(Path(path)))
     return reader.config()
 
 
@@ -242,6 +246,21 @@ def command(run: Callable[[list[str]], int | None]) -> int:
         return 130
 
 
+def answer_help(
+    command: str,
+    description: str,
+    flags: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> None:
+    """Print the help of `load` and exit, if this process was asked for it.
+
+    For the head of a command's file: what it imports after that takes seconds.
+    """
+    if "--help" in sys.argv[1:] or sys.argv[1:2] == ["-h"]:
+        print(help_text(command, description, DEFAULT_CONFIG, flags or {}, options or {}))
+        raise SystemExit(0)
+
+
 def help_text(
     command: str,
     description: str,
@@ -258,6 +277,7 @@ def help_text(
         description.strip(),
         "",
         f"  --config FILE\n      YAML file of settings (default: {default_config}).",
+        "      A path configs/… that does not exist here means the copy in the package.",
         *(f"  --{name}\n      {text}" for name, text in flags.items()),
         *(f"  --{name} VALUE\n      {text}" for name, text in options.items()),
         "",

