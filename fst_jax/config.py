@@ -441,6 +441,12 @@ class WatchSettings:
         "Seconds after Ctrl-C or SIGTERM in which the step may end; then it is left, and the state "
         "before it is saved (ours: clouds give 30 before they take a machine back).",
     )
+    stopped_exit: int = setting(
+        0,
+        "Exit code of a run that was asked to stop and has saved its state (ours: 0, since nothing "
+        "failed). Schedulers that start again only what failed want another; those in launch/ give "
+        "75, EX_TEMPFAIL of sysexits.h.",
+    )
     notice_url: str | None = setting(
         None,
         "Address that says whether the machine is about to be taken back, which is then as SIGTERM "

@@ -96,6 +96,8 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
         key, phases = f"watch.stall_s.{name}", WatchSettings().stall_s
         require(name in phases, key, f"no phase has this name; they are {', '.join(phases)}")
         require(0 <= limit < math.inf, key, f"must be at least 0 and finite, not {limit}")
+    code = config.watch.stopped_exit
+    require(0 <= code <= 125, "watch.stopped_exit", f"must be in [0, 125], not {code}")
     require(0 <= config.seed < 2**31, "seed", f"must be in [0, 2^31), not {config.seed}")
     if config.population >= 1:
         require(

@@ -68,8 +68,8 @@ from fst_jax.tasks.task import Problem
 from fst_jax.watchdog import Watchdog, notice_of, phase
 
 
-def train(config: Config) -> None:
-    """Run Algorithm 1 from where the run folder stands to `train.steps`."""
+def train(config: Config) -> bool:
+    """Run Algorithm 1 from where the run folder stands to `train.steps`; whether it got there."""
     inputs = read_inputs(config)
     exam, model = inputs.exam, load_weights(config, inputs)
     learner = make_learner(config, inputs, model)  # θ
@@ -185,6 +185,7 @@ def train(config: Config) -> None:
             raise
     if is_main():
         print_summary(journal.folder, config, progress, journal.finished)
+    return journal.finished
 
 
 def problem_order(config: Config, exam: Exam) -> StagedOrder:
@@ -334,8 +335,8 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def main(arguments: list[str]) -> None:
-    """Train, or with --dry-run say what would be done."""
+def main(arguments: list[str]) -> int:
+    """Train, or with --dry-run say what would be done; the exit code."""
     config, given = load(arguments, "train", __doc__ or "", flags=FLAGS)
     start(config.parallel)
     agreed(lambda: RunFolder.of(config).check(config))
@@ -343,8 +344,8 @@ def main(arguments: list[str]) -> None:
         described = describe(config, read_inputs(config))
         if is_main():
             print(described)
-    else:
-        train(config)
+        return 0
+    return 0 if train(config) else config.watch.stopped_exit
 
 
 if __name__ == "__main__":

@@ -10,14 +10,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() {
-  echo "usage: launch/sglang_gpu.sh [--dry-run] MODEL [SGLANG OPTION ...]" >&2
-  exit 2
-}
-
 # shellcheck source=launch/common.sh
 source launch/common.sh
-[[ $# -ge 1 && "$1" != -* ]] || usage
+[[ "${1:-}" != -h && "${1:-}" != --help ]] || usage
+[[ $# -ge 1 && "$1" != -* ]] || fail "which model? Name a folder or hub model; see $self --help"
 model="$1"
 shift
 
@@ -26,14 +22,12 @@ key=()
 if [[ -n "${FST_JAX_API_KEY:-}" ]]; then
   key=(--api-key "$FST_JAX_API_KEY")
 elif [[ "$host" != 127.0.0.1 && "$host" != localhost ]]; then
-  echo "error: HOST=$host is open to others: set FST_JAX_API_KEY" >&2
-  exit 2
+  fail "HOST=$host is open to others: set FST_JAX_API_KEY"
 fi
-if [[ ! -x .venv-sglang/bin/python ]]; then
-  do_or_print "${PYTHON:-python3}" -m venv .venv-sglang
-  do_or_print .venv-sglang/bin/python -m pip install --quiet 'sglang==0.5.23'
-fi
+install_sglang
 # The name stays the same when the weights change; seeds need deterministic inference.
-do_or_print .venv-sglang/bin/python -m sglang.launch_server --model-path "$model" \
-  --served-model-name "$(basename "$model")" --host "$host" --port "${PORT:-30000}" \
-  --weight-version default --enable-deterministic-inference "${key[@]}" "$@"
+serve=(.venv-sglang/bin/python -m sglang.launch_server --model-path "$model"
+  --served-model-name "$(basename "$model")" --host "$host" --port "${PORT:-30000}"
+  --weight-version default --enable-deterministic-inference "${key[@]}" "$@")
+"$dry_run" || exec "${serve[@]}" # the server itself gets the signals
+do_or_print "${serve[@]}"

@@ -9,14 +9,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() {
-  echo "usage: launch/sglang_tpu.sh [--dry-run] MODEL [SGLANG-JAX OPTION ...]" >&2
-  exit 2
-}
-
 # shellcheck source=launch/common.sh
 source launch/common.sh
-[[ $# -ge 1 && "$1" != -* ]] || usage
+[[ "${1:-}" != -h && "${1:-}" != --help ]] || usage
+[[ $# -ge 1 && "$1" != -* ]] || fail "which model? Name a folder or hub model; see $self --help"
 model="$1"
 shift
 

@@ -84,7 +84,10 @@ def test_a_second_process_is_refused_and_a_stop_lets_the_next_one_in(
 
 
 @pytest.mark.slow
-def test_a_notice_of_maintenance_is_as_sigterm(model: Path, task: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_notice_of_maintenance_is_as_sigterm(
+    code: int, model: Path, task: Path, tmp_path: Path
+) -> None:
     answer = [b"NONE"]
 
     class Metadata(BaseHTTPRequestHandler):
@@ -100,6 +103,7 @@ def test_a_notice_of_maintenance_is_as_sigterm(model: Path, task: Path, tmp_path
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
     argv = arguments(model, task, tmp_path, "--watch.notice_url", url, "--train.steps", "400")
+    argv += ["--watch.stopped_exit", f"{code}"] if code else []
     process = start(argv)
     folder = tmp_path / "ci_tiny"
     wait_for(folder / "metrics.jsonl", '"event": "step", "step": 1,')
@@ -107,7 +111,7 @@ def test_a_notice_of_maintenance_is_as_sigterm(model: Path, task: Path, tmp_path
     printed, _ = process.communicate(timeout=300)
     server.shutdown()
     server.server_close()
-    assert process.returncode == 0 and "about to be taken back" in printed, printed
+    assert process.returncode == code and "about to be taken back" in printed, printed
     assert "to go on:" in printed
     done = max(event["step"] for event in events(folder) if event["event"] == "step")
     assert (folder / f"checkpoints/{done}").is_dir()
