@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LINTERS := $(VENV)/.linters
 MODEL := models/SmolLM2-135M-Instruct
 WHEELS := models/.wheels
 SGLANG := $(WHEELS)/.sglang-0.5.23
@@ -69,10 +70,17 @@ test-all: setup models $(SGLANG) ## Run every test, those that take minutes too
 test-sglang: setup ## Run the client's tests against a real sglang-jax server (Python 3.12)
 	launch/sglang_test.sh
 
-lint: setup ## Check style and types
+# Not of the extra dev: what they wrap has no binaries for some machines that can train.
+$(LINTERS): setup.cfg | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@
+
+lint: setup $(LINTERS) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources launch/*.sh .ci/run
+	$(BIN)/hadolint launch/Dockerfile
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .
