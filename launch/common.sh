@@ -1,5 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the launchers: takes --dry-run from the front of the arguments, and runs or prints.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: the launchers need bash 4.4 or newer, and this is $BASH_VERSION" >&2
+  exit 2
+fi
 dry_run=false
 if [[ "${1:-}" == --dry-run ]]; then
   dry_run=true

@@ -141,14 +141,19 @@ on_all_hosts() {
 
 # Send what git sees of this folder, your own tasks and configs included.
 send() {
-  local archive=/tmp/fst_jax.tgz
+  local archive="${TMPDIR:-/tmp}/fst_jax.$$.tgz" code=0
   if "$dry_run"; then
     say "pack this folder, but for what git ignores, as $archive"
   else
     git ls-files --cached --others --exclude-standard -z |
-      tar --create --gzip --null --files-from - --ignore-failed-read --file "$archive"
+      while IFS= read -r -d '' file; do
+        [[ ! -e "$file" && ! -L "$file" ]] || printf '%s\0' "$file" # not what was deleted
+      done | tar -c -z -f "$archive" --null -T -
   fi
-  do_or_print "${tpus[@]}" tpu-vm scp "$archive" "$name:fst_jax.tgz" "${place[@]}" --worker all
+  do_or_print "${tpus[@]}" tpu-vm scp "$archive" "$name:fst_jax.tgz" "${place[@]}" --worker all ||
+    code=$?
+  "$dry_run" || rm -f "$archive"
+  return "$code"
 }
 
 worker='if ! pgrep --full "[f]st_jax.train" >/dev/null; then mkdir -p fst_jax && '
