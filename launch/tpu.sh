@@ -69,6 +69,7 @@ fi
 config="$1"
 shift
 [[ -f "$config" ]] || fail "no config file $config (paths are relative to $PWD)"
+git rev-parse --git-dir >/dev/null 2>&1 || fail "git says what to send, and $PWD is no clone"
 
 place=(--zone "$zone")
 [[ -z "$project" ]] || place+=(--project "$project")

@@ -150,6 +150,12 @@ def test_inconsistent_settings_of_guards(config_file, text, said):
     assert loaded(config_file("guards: {max_kl: null, max_mismatch: null}")).guards.max_kl is None
 
 
+@pytest.mark.parametrize("code", [-1, 126])
+def test_the_exit_code_of_a_stopped_run(config_file, code):
+    said = message(config_file(f"watch: {{stopped_exit: {code}}}"))
+    assert f"watch.stopped_exit: must be in [0, 125], not {code}" in said
+
+
 def test_the_policy_reflects_on_itself_where_it_is_served(config_file):
     text = "rollout: {engine: sglang}\nfast: {reflector: lm, lm_url: null, acceptance: none}"
     fast = loaded(config_file(text)).fast
