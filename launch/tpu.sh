@@ -129,7 +129,7 @@ await() {
     case "$now" in
       MISSING) create ;;
       FAILED) fail "the request for $name failed: '${tpus[*]} queued-resources describe $name' says why" ;;
-      SUSPENDED | PREEMPTED | TERMINATED) remove ;;
+      SUSPENDED | PREEMPTED | TERMINATED) remove || true ;; # else the next time
       STOPPED) fail "TPU $name is stopped: start or delete it" ;;
     esac
     sleep 30
@@ -175,7 +175,7 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
         say "TPU $name is kept, and billed until you delete it."
       else
         say "when the run has come to its end, the TPU is given back"
-        remove
+        remove || fail "TPU $name could not be deleted, and is billed: see $self --help"
       fi
       say "The run's folder is on $share, which is billed until you delete it."
       exit 0

@@ -170,6 +170,13 @@ def test_a_tpu_that_is_there_is_used_and_a_users_error_leaves_it(launch: Launch)
     assert "it is billed" in told.err
 
 
+def test_a_tpu_that_cannot_be_deleted_is_told(launch: Launch) -> None:
+    kept = CLOUD.replace("*delete*) rm", "*delete*) exit 1; rm").replace("! has once", "false")
+    told = launch("tpu.sh", *TPU, CONFIG, gcloud=kept)
+    assert told.code == 2
+    assert "TPU box could not be deleted, and is billed" in told.err
+
+
 def test_a_run_that_always_fails_is_given_up(launch: Launch) -> None:
     always = CLOUD.replace("if ! has once; then touch", "exit 134; if false; then touch")
     told = launch("tpu.sh", *TPU, "--restarts", "2", CONFIG, gcloud=always)
