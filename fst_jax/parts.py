@@ -68,7 +68,7 @@ def read_inputs(config: Config) -> Inputs:
         try:
             return part()
         except UserError as error:
-            problems.append(str(error))
+            problems.extend({str(error)}.difference(problems))  # two parts may meet the same
             return None
 
     read(lambda: check_extras(config))

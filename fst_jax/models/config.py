@@ -21,6 +21,8 @@ _ARCHITECTURES = {
 _DEFAULT_THETA = 10_000.0
 _DEFAULT_LENGTH = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 _QWEN3_HEAD_DIM = 128
+# Far above any model's, and small enough to be counted and listed.
+_LARGEST, _MOST_LAYERS, _HIGHEST = 1 << 24, 1 << 12, 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ModelConfig:
         family = hf.get("model_type")
         if family not in FAMILIES:
             raise ModelError(
-                f"config.json has model_type {family!r}, which is not supported: use a model of "
+                f"config.json has model_type {_shown(family)}, which is not supported: use a model of "
                 f"type {', '.join(FAMILIES)}."
             )
         _refuse_unsupported(hf)
@@ -83,12 +85,12 @@ class ModelConfig:
             vocab_size=_size(hf, "vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=_size(hf, "intermediate_size"),
-            num_layers=_size(hf, "num_hidden_layers"),
+            num_layers=_size(hf, "num_hidden_layers", largest=_MOST_LAYERS),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             rope=_rope(hf, length),
-            rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=_number("rms_norm_eps", _or(hf.get("rms_norm_eps"), 1e-6)),
             tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
             # Qwen2 always has these three biases and never one on the output.
             attention_bias=family == "qwen2" or bias,
@@ -124,27 +126,53 @@ class ModelConfig:
         return hf
 
 
-def _size(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive integer of config.json; null means absent."""
-    value = hf.get(key)
-    value = default if value is None else value
+def _size(
+    hf: Mapping[str, Any], key: str, default: int | None = None, largest: int = _LARGEST
+) -> int:
+    """A positive integer of config.json, at most `largest`; null means absent."""
+    value = _or(hf.get(key), default)
     if value is None:
         raise ModelError(f"config.json lacks {key!r}: add it.")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{key} in config.json must be a positive integer, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise ModelError(
+            f"{key} in config.json must be a positive integer of at most {largest}, not "
+            f"{_shown(value)}."
+        )
     return value
+
+
+def _number(key: str, value: Any, purpose: str = "") -> float:
+    """A positive, finite number of config.json."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < _HIGHEST:
+        raise ModelError(
+            f"config.json needs a positive number {key!r}{purpose}, not {_shown(value)}."
+        )
+    return float(value)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.60}"
 
 
 def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
     activation = hf.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelError(
-            f"config.json has hidden_act {activation!r}, which is not supported: only 'silu' is."
+            f"config.json has hidden_act {_shown(activation)}, which is not supported: only 'silu' is."
         )
-    windowed = "sliding_attention" in (hf.get("layer_types") or ())
+    types = hf.get("layer_types") or []
+    if not isinstance(types, list):
+        raise ModelError(f"layer_types in config.json must be a list, not {_shown(types)}.")
+    windowed = "sliding_attention" in types
     # Without layer_types, Qwen slides its window in the layers from max_window_layers on.
     if hf.get("use_sliding_window") and hf.get("sliding_window") and not hf.get("layer_types"):
-        windowed = hf.get("max_window_layers", 28) < hf.get("num_hidden_layers", 0)
+        first = hf.get("max_window_layers", 28)
+        windowed = not isinstance(first, int) or first < _size(hf, "num_hidden_layers")
     if windowed:
         raise ModelError(
             "config.json uses sliding-window attention, which is not supported: use a model "
@@ -161,11 +189,14 @@ def _rope(hf: Mapping[str, Any], length: int) -> Rope:
     """Both spellings of the rotary settings, with the defaults of transformers."""
     given: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
-        given.update(hf.get(key) or {})
+        settings = hf.get(key) or {}
+        if not isinstance(settings, dict):
+            raise ModelError(f"{key} in config.json must be an object, not {_shown(settings)}.")
+        given.update(settings)
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in get_args(RopeKind):
         raise ModelError(
-            f"config.json has rope_type {kind!r}, which is not supported: use a model with "
+            f"config.json has rope_type {_shown(kind)}, which is not supported: use a model with "
             f"rope_type {', '.join(get_args(RopeKind))}."
         )
     if given.get("partial_rotary_factor", hf.get("partial_rotary_factor")) not in (None, 1, 1.0):
@@ -175,22 +206,17 @@ def _rope(hf: Mapping[str, Any], length: int) -> Rope:
         )
 
     def number(name: str, default: float | None = None) -> float:
-        value = given.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ModelError(
-                f"the rope settings of config.json need a positive number {name!r} for rope_type "
-                f"{kind!r}, not {value!r}."
-            )
-        return float(value)
+        value = _or(given.get(name), default)
+        return _number(name, value, f" for rope_type {kind!r}")
 
     def optional(name: str) -> float | None:
         return None if given.get(name) is None else number(name)
 
     theta = number("rope_theta", hf.get("rope_theta") or _DEFAULT_THETA)
     # transformers gives this one priority where a config has both.
-    outer = hf.get("original_max_position_embeddings")
-    original = int(outer or number("original_max_position_embeddings", length))
+    name = "original_max_position_embeddings"
+    outer = hf.get(name)
+    original = int(_number(name, outer) if outer else number(name, length))
     match kind:
         case "linear":
             return Rope(kind, theta, number("factor"))

@@ -1,9 +1,9 @@
 """Model folders in the Hugging Face layout: finding them and reading their settings.
 
-A folder holds config.json, safetensors weights, a tokenizer and a chat template.
+A folder holds config.json, safetensors weights, a tokenizer and a chat template.  Nothing of it is
+run but the chat template, in Jinja's sandbox: no pickles, no .bin files, no code that it brings.
 """
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fst_jax import shipped
 from fst_jax.errors import ModelError
 from fst_jax.models.config import ModelConfig
+from fst_jax.models.files import LONGEST_JSON, file_in, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ _COMPANIONS = (
 )
 _FETCHED = Path("models/SmolLM2-135M-Instruct")  # by the Makefile
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_LONGEST_COMPANION = 256 << 20  # bytes; the largest tokenizers have some 40 MB
 
 
 def resolve(path: str | Path, weights: bool = True) -> Path:
@@ -74,15 +76,12 @@ def resolve(path: str | Path, weights: bool = True) -> Path:
 
 def read_config_file(folder: Path) -> dict[str, Any]:
     """The dictionary in the folder's config.json."""
-    file = folder / "config.json"
     if not folder.is_dir():
         raise ModelError(f"There is no model folder {str(folder)!r}: check the path.")
-    if not file.is_file():
+    file = file_in(folder, "config.json", LONGEST_JSON)
+    if file is None:
         raise ModelError(f"{folder} has no config.json: add the one of the model.")
-    try:
-        hf = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON ({error}): repair it.") from error
+    hf = read_json(file)
     if not isinstance(hf, dict):
         raise ModelError(f"{file} does not hold a JSON object: repair it.")
     return hf
@@ -100,14 +99,18 @@ def load_config(folder: str | Path) -> ModelConfig:
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     """The folder's tokenizer, which must come with a chat template."""
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    companions = _companions(folder)  # transformers would follow any link
+    load_config(folder)  # and count up to any size
+    if not companions.keys() & set(_TOKENIZERS):
         raise ModelError(f"{folder} has no tokenizer: add tokenizer.json, tokenizer_config.json.")
     # Without this, transformers announces on every start that torch is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # damaged files surface as many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -124,18 +127,24 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
 
 def stop_ids(folder: Path) -> list[int]:
     """The end-of-sequence ids of generation_config.json, if the folder has one."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
+    path = file_in(folder, "generation_config.json", LONGEST_JSON)
+    if path is None:
         return []
-    try:
-        eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
-        return [] if eos is None else [int(id) for id in (eos if isinstance(eos, list) else [eos])]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} cannot be read ({error}): repair or remove it.") from error
+    settings = read_json(path)
+    eos = settings.get("eos_token_id") if isinstance(settings, dict) else settings
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(type(id) is int and 0 <= id < 1 << 31 for id in ids):
+        raise ModelError(f"{path}: eos_token_id must be a token id or a list of them: repair it.")
+    return ids
 
 
 def copy_companions(source: Path, destination: Path) -> None:
     """Copy tokenizer, chat template and generation settings, whichever exist."""
-    for name in _COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
+    for name, file in _companions(source).items():
+        shutil.copyfile(file, destination / name)
+
+
+def _companions(folder: Path) -> dict[str, Path]:
+    """Those of `_COMPANIONS` that a folder has."""
+    found = {name: file_in(folder, name, _LONGEST_COMPANION) for name in _COMPANIONS}
+    return {name: file for name, file in found.items() if file is not None}

@@ -5,8 +5,9 @@ key head for its rotary embedding; that is undone here.  The tokenizer is rebuil
 file's vocabulary and merges.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tokenizers import (
 
 from fst_jax.errors import ModelError
 from fst_jax.models.config import ModelConfig
+from fst_jax.models.gguf_header import check_header
 from fst_jax.models.huggingface import check_tensors
 
 _MODULES = {
@@ -73,10 +75,12 @@ class GGUFModel:
 
     def __init__(self, file: Path):
         self.file = file
-        try:
-            reader = gguf.GGUFReader(file)
-        except (ValueError, OSError, IndexError) as error:
-            raise ModelError(f"{file} is not a readable GGUF file ({error}).") from error
+        check_header(file)
+        with _damage_named(file):
+            self._read_header()
+
+    def _read_header(self) -> None:
+        file, reader = self.file, gguf.GGUFReader(self.file)
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         architecture = self._field("general.architecture")
@@ -116,6 +120,10 @@ class GGUFModel:
 
     def write_companions(self, folder: Path) -> None:
         """Write tokenizer, chat template and generation settings into `folder`."""
+        with _damage_named(self.file):
+            self._write_companions(folder)
+
+    def _write_companions(self, folder: Path) -> None:
         self._tokenizer().save(str(folder / "tokenizer.json"))
         tokens = self._field("tokenizer.ggml.tokens")
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown",
@@ -240,6 +248,18 @@ class GGUFModel:
                 special_tokens=[(tokens[bos], bos)],
             )
         return tokenizer
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """A ModelError for whatever metadata of wrong types and sizes make Python raise."""
+    try:
+        yield
+    except (ModelError, OSError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ModelError(f"{file} is not a readable GGUF file ({reason}).") from error
 
 
 def _hugging_face_name(name: str) -> str | None:

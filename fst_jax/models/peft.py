@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fst_jax.errors import ModelError
+from fst_jax.models.files import LONGEST_JSON, file_in, read_json
 from fst_jax.models.huggingface import tensor_names
 from fst_jax.models.lora import Adapters, LowRank, linear_layers
 from fst_jax.models.publishing import publish
@@ -77,9 +78,10 @@ def load_adapter(folder: Path, params: Any) -> tuple[Adapters, float]:
       ModelError: it is damaged, no plain LoRA, or does not fit the decoder in every layer.
     """
     settings = _settings(folder)
-    rank = int(settings["r"])
+    rank = settings["r"]
+    weights = file_in(folder, WEIGHTS)
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(weights or folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / WEIGHTS} cannot be read ({error}): make it again.") from error
     adapters: Adapters = {}
@@ -103,13 +105,17 @@ def load_adapter(folder: Path, params: Any) -> tuple[Adapters, float]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """adapter_config.json, checked."""
-    try:
-        settings = json.loads((folder / CONFIG).read_text("utf-8"))
-        missing = {"peft_type", "r", "lora_alpha", "base_model_name_or_path"} - settings.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{folder / CONFIG} cannot be read ({error}): make it again.") from error
+    settings = read_json(file_in(folder, CONFIG, LONGEST_JSON) or folder / CONFIG)
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder / CONFIG} does not hold a JSON object: make it again.")
+    missing = {"peft_type", "r", "lora_alpha", "base_model_name_or_path"} - settings.keys()
     if missing:
         raise ModelError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))}: add them.")
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    if type(rank) is not int or not 1 <= rank < 1 << 24:
+        raise ModelError(f"{folder / CONFIG}: r must be a positive integer, not {rank!r:.60}.")
+    if type(alpha) not in (int, float) or not 0 < alpha < 1e30:
+        raise ModelError(f"{folder / CONFIG}: lora_alpha must be above 0, not {alpha!r:.60}.")
     used = [name for name in _VARIANTS if settings.get(name)]
     if settings.get("init_lora_weights", True) not in (True, False, *_PLAIN_STARTS):
         used.append("init_lora_weights")  # such starts, as PiSSA, change the base too

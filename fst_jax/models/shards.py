@@ -15,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fst_jax.errors import ModelError
+from fst_jax.models.files import file_in, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LONGEST_INDEX = 64 << 20  # bytes
 # The dtypes of ordinary checkpoints, by their names in safetensors headers.
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -29,8 +31,9 @@ DTYPES = {
 class TensorFolder:
     """Read access to every tensor of a folder by name, whichever file it lies in.
 
-    `shapes` and `dtypes` come from the headers alone.  Raises ModelError for a folder without
-    safetensors, an index that names a missing file, a damaged file or a quantised dtype.
+    `shapes` and `dtypes` come from the headers alone, which are checked against the size of their
+    file before anything is read.  Raises ModelError for a folder without safetensors, an index
+    that names a missing file or one elsewhere, a damaged file or a quantised dtype.
     """
 
     def __init__(self, folder: Path):
@@ -72,21 +75,25 @@ def _damage_named(file: Path) -> Iterator[None]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    index = folder / INDEX
-    if not index.is_file():
+    single = file_in(folder, SINGLE)
+    if single is not None:
+        return [single]
+    index = file_in(folder, INDEX, _LONGEST_INDEX)
+    if index is None:
         raise ModelError(
             f"{folder} holds neither {SINGLE} nor {INDEX}: add the model's safetensors weights."
         )
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is damaged ({error!r}): download it again.") from error
+    files = []
     for name in names:
-        if not (folder / name).is_file():
+        file = file_in(folder, name)
+        if file is None:
             raise ModelError(f"{index} names {name}, which is missing: download it again.")
-    return [folder / name for name in names]
+        files.append(file)
+    return files
 
 
 def write_shards(
