@@ -119,7 +119,7 @@ def read_chats(path: Path) -> list[list[Message]]:
       TaskError: naming the line that is not a chat, or the file that cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise TaskError(f"cannot read the chats of {path}: {error}; check sft.data") from error
     chats = []
@@ -128,8 +128,9 @@ def read_chats(path: Path) -> list[list[Message]]:
             messages = json.loads(line)["messages"]
             told = [{"role": m["role"], "content": m["content"]} for m in messages]
             right = len(told) >= 2 and told[-1]["role"] == "assistant"
-            right = right and all(isinstance(m["content"], str) for m in told)
-        except (ValueError, TypeError, KeyError):
+            # Neither of another type, nor with half a character in it, which encode() refuses.
+            right = right and all(text.encode() is not None for m in told for text in m.values())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             right = False
         if not right:
             raise TaskError(

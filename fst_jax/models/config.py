@@ -62,8 +62,8 @@ class ModelConfig:
         family = hf.get("model_type")
         if family not in FAMILIES:
             raise ModelError(
-                f"config.json has model_type {_shown(family)}, which is not supported: use a model of "
-                f"type {', '.join(FAMILIES)}."
+                f"config.json has model_type {_shown(family)}, which is not supported: use a model "
+                f"of type {', '.join(FAMILIES)}."
             )
         _refuse_unsupported(hf)
         hidden_size = _size(hf, "hidden_size")
@@ -163,7 +163,8 @@ def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
     activation = hf.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelError(
-            f"config.json has hidden_act {_shown(activation)}, which is not supported: only 'silu' is."
+            f"config.json has hidden_act {_shown(activation)}, which is not supported: only "
+            "'silu' is."
         )
     types = hf.get("layer_types") or []
     if not isinstance(types, list):

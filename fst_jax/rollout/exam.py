@@ -60,12 +60,23 @@ class Exam:
         except Exception as error:
             raise raised(self.task, "render", problem, error) from error
         shaped = isinstance(messages, list) and all(
-            isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m
+            isinstance(m, dict) and _is_text(m.get("content")) and _is_text(m.get("role"))
             for m in messages
         )
         if not shaped or not messages:
             raise TaskError(
                 f"task {self.task.name}: render() must return a list of messages such as "
-                f'{{"role": "user", "content": "…"}}, not {str(messages)[:80]!r}'
+                f'{{"role": "user", "content": "…"}}, not {str(messages)[:80]!a}'
             )
         return messages
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text without halves of characters, which no tokenizer takes."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -96,8 +96,8 @@ class Choice:
         labels = list(choices)
         if isinstance(key, int) and 0 <= key < len(labels):
             key = labels[key]
-        if key not in choices:
-            raise TaskError(f"{where}: the answer {key!r} is none of {', '.join(labels)}")
+        if not isinstance(key, str) or key not in choices:
+            raise TaskError(f"{where}: the answer {key!r:.80} is none of {', '.join(labels)}")
         question = column(row, "question", where)
         if not isinstance(question, str) or not question.strip():
             raise TaskError(f"{where}: 'question' must be a text that is not empty")
@@ -111,6 +111,8 @@ def _choices(given: Any) -> dict[str, str]:
     else:
         texts = given if isinstance(given, list) else ()
         labels = tuple(map(chr, range(ord("A"), ord("A") + len(texts))))
+    if not all(isinstance(each, list | tuple) for each in (labels, texts)):
+        return {}
     if len(labels) != len(texts):
         return {}
     return {str(label): str(text) for label, text in zip(labels, texts, strict=True)}

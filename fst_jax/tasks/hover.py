@@ -127,12 +127,15 @@ class Hover:
     def _parse(self, id: str, row: Row, where: str) -> Problem | None:
         """None where the first search has found all."""
         gold, ranked = column(row, "gold", where), column(row, "ranked", where)
-        if max([*gold, *ranked]) >= len(self._pages):
+        titles, claim = column(row, "titles", where), column(row, "claim", where)
+        lists = all(isinstance(each, list) for each in (gold, ranked, titles))
+        if not lists or len(gold) != len(titles) or not isinstance(claim, str):
+            raise TaskError(f"{where}: not a claim: make the folder again")
+        if not all(type(n) is int and 0 <= n < len(self._pages) for n in [*gold, *ranked]):
             raise TaskError(f"{where}: the pages of this claim are not those of the folder")
         found = ranked[: self._count]
-        titles = column(row, "titles", where)
         missing = {n: title for n, title in zip(gold, titles, strict=True) if n not in found}
         if not missing:
             return None
         data = {"found": found, "missing": list(missing)}
-        return Problem(id, column(row, "claim", where), "; ".join(missing.values()), data)
+        return Problem(id, claim, "; ".join(map(str, missing.values())), data)

@@ -37,11 +37,17 @@ class Pages:
         library = _bm25s()
         self._folder = Path(folder)
         try:
-            self._offsets = np.load(self._folder / "offsets.npy", mmap_mode="r")
-            self._index = library.BM25.load(str(self._folder / "index"), mmap=True)
-        except (OSError, ValueError) as error:
+            self._offsets = np.load(
+                self._folder / "offsets.npy", mmap_mode="r", allow_pickle=False
+            )
+            index = str(self._folder / "index")
+            self._index = library.BM25.load(index, mmap=True, allow_pickle=False)
+            if self._offsets.ndim != 1 or self._offsets.dtype != np.uint64:
+                raise ValueError("offsets.npy is not a list of places")
+        except Exception as error:  # damaged files surface as many types
             raise TaskError(
-                f"{folder} holds no pages: make it with `python -m fst_jax.tasks hover` ({error})"
+                f"{folder} holds no pages: make it with `python -m fst_jax.tasks hover` "
+                f"({type(error).__name__}: {error})"
             ) from error
         self._library = library
 
@@ -49,11 +55,20 @@ class Pages:
         return len(self._offsets)
 
     def page(self, number: int) -> tuple[str, str]:
-        """(title, text)."""
-        with (self._folder / "pages.jsonl").open("rb") as file:
-            file.seek(int(self._offsets[number]))
-            title, text = json.loads(file.readline())
-        return title, text
+        """(title, text).
+
+        Raises:
+          TaskError: the page is damaged.
+        """
+        try:
+            with (self._folder / "pages.jsonl").open("rb") as file:
+                file.seek(int(self._offsets[number]))
+                title, text = json.loads(file.readline())
+            return str(title), str(text)
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise TaskError(
+                f"page {number} of {self._folder} is damaged ({error}): make the folder again"
+            ) from error
 
     def titles(self) -> dict[str, int]:
         """Title → number; reads every page."""

@@ -1,15 +1,17 @@
 """Rows of data sets on disk: JSONL, JSON, Parquet, and what TensorFlow Datasets has prepared.
 
 A source is a file, a folder or a pattern such as `data/train-*.parquet` (the layout of a data set
-downloaded from the Hugging Face hub), or `tfds:BUILDER#SPLIT`.  Nothing is ever downloaded.  Lines
-of JSONL and records of TensorFlow Datasets are read when they are asked for; other files are held
-in memory, Parquet in Arrow's columns.
+downloaded from the Hugging Face hub), or `tfds:BUILDER#SPLIT`.  Nothing is ever downloaded, and no
+code of a data set is run.  Lines of JSONL and records of TensorFlow Datasets are read when they are
+asked for; other files are held in memory, Parquet in Arrow's columns.  Halves of characters, as
+texts that were cut by their bytes have them, are read as U+FFFD.
 """
 
 import difflib
 import glob
 import itertools
 import json
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,10 @@ from fst_jax.errors import TaskError
 
 Row = dict[str, Any]  # column → value
 
+_FEATURES, _LIBRARY = "features.json", "tensorflow_datasets."
 _TFDS = "tfds:"
+_LONGEST_LINE = 64 << 20  # bytes of a row in JSONL
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def column(row: Row, name: str, where: str) -> Any:
 
 def as_text(value: Any) -> str:
     """A value as the text of an answer: JSON, unless it is text already."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def json_lines(path: Path) -> Rows:
@@ -93,7 +98,7 @@ def json_lines(path: Path) -> Rows:
             raise TaskError(f"{where(i)}: not a JSON object: {error}") from error
         if not isinstance(row, dict):
             raise TaskError(f"{where(i)}: a line must be a JSON object, not {type(row).__name__}")
-        return row
+        return _whole(row) if b"\\ud" in line.lower() else row
 
     return Rows(len(offsets), read, where)
 
@@ -106,7 +111,7 @@ def json_array(path: Path) -> Rows:
         raise TaskError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError):
         return json_lines(path)
-    rows = [content] if isinstance(content, dict) else content
+    rows = _whole([content] if isinstance(content, dict) else content)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise TaskError(f"{path}: must hold an array of JSON objects")
     return Rows(len(rows), rows.__getitem__, lambda i: f"{path}, entry {i + 1}")
@@ -141,6 +146,7 @@ def prepared_rows(builder: str, split: str, data_dir: str | None = None) -> Rows
     Raises:
       TaskError: the library is missing, the data set is not prepared, or there is no such split.
     """
+    _check_features(Path(builder), *([Path(data_dir) / builder] if data_dir else []))
     source, features, where = _prepared(builder, split, data_dir)
     names = {key: f for key, f in features.items() if hasattr(f, "int2str")}
 
@@ -184,6 +190,36 @@ def _prepared(builder: str, split: str, data_dir: str | None) -> tuple[Any, dict
     if not len(source):
         raise TaskError(f"{where} is empty")
     return source, features, where
+
+
+def _check_features(*folders: Path) -> None:
+    """Refuse a data set whose features.json names classes that are not the library's.
+
+    The library would import their modules, whatever they are, from wherever Python finds them.
+
+    Raises:
+      TaskError: naming the file.
+    """
+    for file in (f for folder in folders if folder.is_dir() for f in folder.rglob(_FEATURES)):
+        try:
+            named = re.findall(r'"pythonClassName"\s*:\s*("[^"]*"|[^"])', file.read_text("utf-8"))
+            foreign = [n for n in map(json.loads, named) if not n.startswith(_LIBRARY)]
+        except (OSError, ValueError, AttributeError) as error:
+            raise TaskError(f"cannot read {file}: {error}") from error
+        if foreign:
+            raise TaskError(
+                f"{file} names the class {foreign[0]}, which is none of TensorFlow Datasets: code "
+                "of data sets is not run"
+            )
+
+
+def _whole(value: Any) -> Any:
+    """A JSON value without halves of characters, which no file or tokenizer takes."""
+    if isinstance(value, str):
+        return _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {_whole(key): _whole(inner) for key, inner in value.items()}
+    return [_whole(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
@@ -241,7 +277,12 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, offset, line)."""
     offset = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number in itertools.count(1):
+            line = file.readline(_LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > _LONGEST_LINE:
+                raise TaskError(f"{path}:{number}: a line of more than {_LONGEST_LINE} bytes")
             yield number, offset, line
             offset += len(line)
 

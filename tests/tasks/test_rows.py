@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_a_source_of_tensorflow_datasets_needs_a_split():
 
 TFDS = """
 import sys
+from pathlib import Path
 from fst_jax.tasks.rows import open_rows
 rows = open_rows(sys.argv[1])
 print(rows.size, rows.read(3)["question"])
@@ -124,3 +126,46 @@ def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(TaskError, match=r"pip install 'fst_jax\[tasks\]'"):
         prepared_rows("gsm8k", "train")
+
+
+def test_halves_of_characters_are_replaced(tmp_path):
+    """Texts cut by their bytes have them, and no file or tokenizer takes them."""
+    line = r'{"a": "cut \ud83d", "whole": "\ud83d\ude00", "\udc00": [{"b": "\ud800"}]}'
+    for name, content in (("r.jsonl", line), ("r.json", f"[{line}]")):
+        (tmp_path / name).write_text(content)
+        (row,) = read(tmp_path / name)
+        assert row == {"a": "cut \ufffd", "whole": "😀", "\ufffd": [{"b": "\ufffd"}]}
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n')
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)  # a hole, no bytes
+    with pytest.raises(TaskError, match="r.jsonl:2: a line of more than"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_deep_and_long_json(tmp_path, text):
+    for name in ("r.jsonl", "r.json"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(TaskError, match="not a JSON object"):
+            read(tmp_path / name)
+
+
+def test_a_prepared_data_set_cannot_name_code(tmp_path, monkeypatch):
+    """The library would import the module of any class that features.json names."""
+    folder = write_tfds(tmp_path)
+    (tmp_path / "evil_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = Path(folder) / "features.json"
+    good = features.read_text()
+    name = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    for written in ("evil_code.Evil", r"\u0065vil_code.Evil"):
+        features.write_text(good.replace(name, written))
+        with pytest.raises(TaskError, match="class evil_code.Evil, which is none of Tensor"):
+            prepared_rows(folder, "train")
+    assert not (tmp_path / "ran").exists()
+    features.write_text(good)
+    assert prepared_rows(folder, "train").size == 40
