@@ -2,8 +2,10 @@
 
 import math
 import re
+from dataclasses import asdict
 
 from fst_jax.config import Config, Objective, WatchSettings
+from fst_jax.keys import secrets_found
 
 UNCLIPPED: tuple[Objective, ...] = ("cispo", "rloo", "reinforce")  # no trust region
 _MINIMA = {
@@ -69,7 +71,7 @@ _POSITIVE = (
 
 def problems_found(config: Config) -> list[tuple[str, str]]:
     """Every inconsistency as (key, message); empty when the config can run."""
-    found: list[tuple[str, str]] = []
+    found = list(secrets_found(asdict(config)))
 
     def require(holds: bool, key: str, message: str) -> None:
         if not holds:

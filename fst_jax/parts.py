@@ -4,7 +4,6 @@ Commands share this: `train` and `evaluate` differ in what they do with the
 parts, not in how they come to be.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from fst_jax.config import Config
 from fst_jax.errors import ConfigError, EngineError, ModelError, UserError
+from fst_jax.keys import key_in
 from fst_jax.models.config import ModelConfig
 from fst_jax.models.decoder import Decoder, abstract_params
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
@@ -180,7 +180,7 @@ def make_actor(config: Config, inputs: Inputs, model: Decoder) -> Actor:
         batch_size=settings.batch_size,
         timeout_s=settings.timeout_s,
         patience_s=settings.patience_s,
-        api_key=os.environ.get(settings.api_key_env),
+        api_key=key_in(settings.api_key_env),
     )
     if config.slow.enabled and not engine.capabilities.update_weights:
         raise EngineError(

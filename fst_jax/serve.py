@@ -23,6 +23,7 @@ import uvicorn
 
 from fst_jax.config import ParallelSettings
 from fst_jax.errors import ConfigError
+from fst_jax.keys import key_in
 from fst_jax.models.folder import load_config, load_tokenizer, resolve, stop_ids
 from fst_jax.models.huggingface import load_model
 from fst_jax.parallel.mesh import make_mesh
@@ -127,8 +128,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--port", type=int, default=30000, help="port; 0 takes a free one (default: 30000)")
     add(
         "--api-key",
-        default=os.environ.get(_KEY_VARIABLE),
-        help=f"what clients must send as a bearer token (default: ${_KEY_VARIABLE})",
+        default=key_in(_KEY_VARIABLE),
+        help=f"what clients must send as a bearer token (default: ${_KEY_VARIABLE}, which other "
+        "users of this machine cannot see)",
     )
     add("--weights-root", type=Path, help="new weights are taken only from below this folder")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")

@@ -22,6 +22,7 @@ from fst_jax import plain_yaml, schema, shipped
 from fst_jax.config import Config
 from fst_jax.consistency import problems_found
 from fst_jax.errors import ConfigError, UserError
+from fst_jax.keys import masked
 from fst_jax.plain_yaml import BadYaml
 
 _COMMAND_LINE = "command line"
@@ -38,7 +39,7 @@ class _Reader:
         self.suspects: set[str] = set()  # settings whose value is not what the user meant
 
     def problem(self, place: str, key: str, message: str) -> None:
-        self.problems.append(f"{place}: {key}: {message}")
+        self.problems.append(masked(f"{place}: {key}: {message}"))
         self.suspects.add(key)
 
     def unknown(self, place: str, key: str) -> None:
@@ -146,7 +147,8 @@ class _Reader:
         for key, message in problems_found(config):
             # A consequence of a value that is already complained of is no problem of its own.
             if not any(suspect in f"{key} {message}".split() for suspect in self.suspects):
-                self.problems.append(f"{self.places.get(key, 'default')}: {key}: {message}")
+                place = self.places.get(key, "default")
+                self.problems.append(masked(f"{place}: {key}: {message}"))
         if len(self.problems) == 1:
             raise ConfigError(self.problems[0])
         if self.problems:

@@ -14,7 +14,6 @@ environment and is never written anywhere.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -26,12 +25,13 @@ from typing import Any
 import httpx
 
 from fst_jax.config import Config
-from fst_jax.errors import ReflectionError
+from fst_jax.errors import ConfigError, ReflectionError
 from fst_jax.fast.answer import edited_prompt
 from fst_jax.fast.reflect import Job, Proposal
 from fst_jax.fast.replies import Replies, Reply
 from fst_jax.fast.request import PLACEHOLDERS, Wording
 from fst_jax.fast.validate import normalised
+from fst_jax.keys import key_in, masked
 from fst_jax.parallel.distributed import agreed
 from fst_jax.tasks.task import Problem
 from fst_jax.threads import side_by_side
@@ -76,12 +76,10 @@ class LanguageModelReflector:
         self.timeout_s = fast.lm_timeout_s
         words = max(1, fast.max_prompt_tokens * 2 // 3)
         self.wording = Wording(fast.recipe, words, fast.lm_examples_tokens, count_tokens, shown)
-        self._key = os.environ.get(key_env, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise ReflectionError(
-                f"the key in the environment variable {key_env} holds characters that cannot be "
-                "sent: copy it again"
-            )
+        try:
+            self._key = key_in(key_env)
+        except ConfigError as error:
+            raise ReflectionError(str(error)) from error
         self._path = replies
         self._replies: Replies | None = None  # read at the first request
         self._reached = False  # whether anybody was ever there
@@ -150,9 +148,7 @@ class LanguageModelReflector:
         message = f"the reflection endpoint {self.url} {last}"
         if calls > 1:
             message += f" (asked {calls} times)"
-        if self._key:
-            message = message.replace(self._key, "[key]")
-        error = ReflectionError(message)
+        error = ReflectionError(masked(message, self._key))
         return Proposal(refusal=last.reason, error=error, mendable=last.mendable, calls=calls)
 
     def _post(self, client: httpx.Client, body: dict[str, Any]) -> Reply:
@@ -189,7 +185,8 @@ class LanguageModelReflector:
     def _checked(self, response: httpx.Response, received: bytes) -> Reply:
         """What a response holds; raises _Failure where it is no chat completion."""
         status = response.status_code
-        what = f"answers {status}: {_message(received)}"
+        said = _message(masked(received.decode(errors="replace"), self._key))
+        what = f"answers {status}: {said}"
         if status in PASSING:
             wait_s = _retry_after(response.headers.get("retry-after", ""))
             raise _Failure("reflector busy", what, wait_s=wait_s)
@@ -255,9 +252,8 @@ def _retry_after(header: str) -> float:
         return 0.0
 
 
-def _message(body: bytes) -> str:
-    """What the server says is wrong, in one short line."""
-    text = body.decode(errors="replace")
+def _message(text: str) -> str:
+    """What the body of a server's answer says is wrong, in one short line."""
     try:
         data = json.loads(text)
         error = data.get("error", data) if isinstance(data, dict) else data

@@ -33,6 +33,7 @@ import httpx
 import numpy as np
 
 from fst_jax.errors import EngineError
+from fst_jax.keys import masked
 from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.rollout.engine import Capabilities, Completion, Request, check_fits, same_arrays
 from fst_jax.threads import side_by_side
@@ -109,7 +110,7 @@ class SGLangEngine:
             for url in dict.fromkeys(url.strip().rstrip("/") for url in urls)
         ]
         self._save, self._weights = save, weights
-        self._batch_size, self._patience_s = batch_size, patience_s
+        self._batch_size, self._patience_s, self._key = batch_size, patience_s, api_key
         self._folder: Path | None = None  # of the newest weights that were written
         self._written: deque[Path] = deque()  # by this engine, and still there
         self._label: str | None = None  # and how the servers call them; None: what they began with
@@ -228,7 +229,8 @@ class SGLangEngine:
             try:
                 return attempt()
             except (_Transient, httpx.TransportError, httpx.DecodingError) as error:
-                passed, reason = time.monotonic() - began, str(error) or type(error).__name__
+                passed = time.monotonic() - began
+                reason = masked(str(error), self._key) or type(error).__name__
                 if passed + pause > self._patience_s or (stop is not None and stop.is_set()):
                     raise EngineError(
                         f"the model server {server.url} has failed for {passed:.0f} s "
@@ -256,9 +258,10 @@ class SGLangEngine:
         if response.status_code in (408, 429) or response.status_code >= 500:
             raise _Transient(f"{path} gave status {response.status_code}")
         if response.status_code != 200:
+            key = " (see rollout.api_key_env)" if response.status_code in (401, 403) else ""
             raise EngineError(
-                f"{server.url}{path} refused the request with status {response.status_code}: "
-                f"{response.text[:500]}"
+                f"{server.url}{path} refused the request with status {response.status_code}{key}: "
+                f"{masked(response.text, self._key)[:500]}"
             )
         return response
 

@@ -37,9 +37,7 @@ class Pages:
         library = _bm25s()
         self._folder = Path(folder)
         try:
-            self._offsets = np.load(
-                self._folder / "offsets.npy", mmap_mode="r", allow_pickle=False
-            )
+            self._offsets = np.load(self._folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
             index = str(self._folder / "index")
             self._index = library.BM25.load(index, mmap=True, allow_pickle=False)
             if self._offsets.ndim != 1 or self._offsets.dtype != np.uint64:
