@@ -84,7 +84,7 @@ async def serve(options: argparse.Namespace) -> None:
         options.slots,
         options.max_queued,
     )
-    reader = Reader(chat.tokenizer, chat.stop_ids, config.vocab_size, longest, options.slots)
+    reader = Reader(chat, config.vocab_size, longest, options.slots)
     front = Front(
         service,
         reader,

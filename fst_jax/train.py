@@ -78,7 +78,8 @@ def train(config: Config) -> bool:
     parity = make_parity(config, inputs, actor, model)
     kept = RunFolder.of(config).reflections
     reflector = reflector_for(config, exam.chat.count, exam.shown, kept)  # π_ref
-    validator = Validator(exam.chat.count, exam.chat.control_tokens, config.fast.max_prompt_tokens)
+    longest, holds_control = config.fast.max_prompt_tokens, exam.chat.holds_control
+    validator = Validator(exam.chat.count, exam.chat.control_tokens, longest, holds_control)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
     order = problem_order(config, exam)  # D
     journal = Journal(config, inputs, learner)

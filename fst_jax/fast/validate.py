@@ -8,15 +8,15 @@ prompts that grow without bound, and training answers copied into the prompt.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from fst_jax.rollout.chat import THINK_TAGS
 from fst_jax.tasks.task import Problem
 
 QUESTION_WORDS = 8  # this many consecutive words of one problem's question are a quotation
 ANSWER_WORDS = 3  # a gold answer shorter than this ("yes", "42") may stand in a prompt
 ANSWER_CHARACTERS = 8  # … and so may one shorter than this ("1, 2, 3")
-THINK_TAGS = ("<think>", "</think>")  # control tokens that many tokenizers list as plain text
-
 _WORD = re.compile(r"\w+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tabs and line ends
 
@@ -64,11 +64,21 @@ class Validator:
     """Gives the reason why a proposed prompt is refused, or None."""
 
     def __init__(
-        self, count_tokens: Callable[[str], int], control_tokens: Sequence[str], max_tokens: int
+        self,
+        count_tokens: Callable[[str], int],
+        control_tokens: Sequence[str],
+        max_tokens: int,
+        holds_control: Callable[[str], bool] = lambda text: False,
     ):
-        """`control_tokens` are the texts that the tokenizer reads as control tokens."""
-        self.count_tokens = count_tokens
-        self.control_tokens = (*(token for token in control_tokens if token), *THINK_TAGS)
+        """`control_tokens` are the texts that the tokenizer reads as control tokens, and
+        `holds_control` whether it reads one in a text.
+
+        They are looked for in any case, width and spacing: other tokenizers may read the prompt.
+        Tags of thoughts are refused as well, which many tokenizers list as plain text.
+        """
+        self.count_tokens, self.holds_control = count_tokens, holds_control
+        folded = map(_folded, (*control_tokens, *THINK_TAGS))
+        self.control_tokens = tuple(token for token in folded if token)
         self.max_tokens = max_tokens
 
     def reason(
@@ -82,7 +92,8 @@ class Validator:
         """
         if not text.strip():
             return "empty"
-        if any(token in text for token in self.control_tokens):
+        folded = _folded(text)
+        if any(token in folded for token in self.control_tokens) or self.holds_control(text):
             return "control tokens"
         if _CONTROL.search(text):
             return "control characters"
@@ -93,6 +104,12 @@ class Validator:
         if training.quoted_in(text).difference(*map(training.quoted_in, parents)):
             return "quotes training answers"
         return None
+
+
+def _folded(text: str) -> str:
+    """The text without case, width and spaces, as tokenizers may read it, nor what is not seen."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -100,7 +100,8 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     """The folder's tokenizer, which must come with a chat template."""
     folder = Path(folder)
     companions = _companions(folder)  # transformers would follow any link
-    load_config(folder)  # and count up to any size
+    if file_in(folder, "config.json"):
+        load_config(folder)  # and count up to any size
     if not companions.keys() & set(_TOKENIZERS):
         raise ModelError(f"{folder} has no tokenizer: add tokenizer.json, tokenizer_config.json.")
     # Without this, transformers announces on every start that torch is not installed.

@@ -39,7 +39,11 @@ def test_too_long() -> None:
     assert reason("word " * 31) == "too long"
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "<think>", "</think>"])
+@pytest.mark.parametrize(
+    "token",
+    ["<|im_end|>", "<think>", "</think>", "<|IM_END|>", "< |im_\tend| >", "＜|im_end|＞",
+     "<|im_\u200bend|>", "</ THINK >"],
+)  # fmt: skip
 def test_control_tokens(token: str) -> None:
     assert reason(f"Answer{token}.") == "control tokens"
 

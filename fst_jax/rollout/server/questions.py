@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from fst_jax.errors import UserError
+from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.engine import Request
 
 T = TypeVar("T")
@@ -188,12 +190,9 @@ def parse(body: bytes, kind: type[T]) -> T:
 class Reader:
     """Turns bodies into prompts for one model."""
 
-    def __init__(
-        self, tokenizer: Any, stop_ids: Sequence[int], vocabulary: int, max_context: int,
-        max_samples: int,
-    ):  # fmt: skip
+    def __init__(self, chat: Chat, vocabulary: int, max_context: int, max_samples: int):
         """`max_context` counts prompt and completion; `max_samples` is the largest n."""
-        self.tokenizer, self.stop_ids = tokenizer, tuple(stop_ids)
+        self._chat, self.tokenizer, self.stop_ids = chat, chat.tokenizer, chat.stop_ids
         self.vocabulary, self.max_context, self.max_samples = vocabulary, max_context, max_samples
 
     def generate(self, body: Generate) -> tuple[list[Prompt], bool]:
@@ -260,14 +259,14 @@ class Reader:
         if not body.messages:
             raise BadRequest("messages must not be empty")
         messages = [{"role": each.role, "content": _text(each)} for each in body.messages]
+        given = body.chat_template_kwargs or {}
+        if not given.keys().isdisjoint(self._chat.reserved_arguments):  # a template, above all
+            names = ", ".join(sorted(given.keys() & self._chat.reserved_arguments))
+            raise BadRequest(f"chat_template_kwargs: {names} cannot be set by a request")
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True,
-                **(body.chat_template_kwargs or {}),
-            )  # fmt: skip
-        except Exception as error:  # templates are programs, and raise what they like
-            raise BadRequest(f"the chat template cannot be rendered: {error}") from error
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = self._chat.encode(messages, **given)
+        except UserError as error:
+            raise BadRequest(str(error)) from error
         limit = _or(body.max_completion_tokens, body.max_tokens)
         if limit is None:
             limit = max(1, self.max_context - len(ids))
