@@ -67,6 +67,12 @@ class TaskSettings:
         "Seconds that a scorer in a worker process (task.entry_point, reasoning_gym) may take for "
         "one answer before it is killed and counted as a time-out (ours).",
     )
+    memory_gb: float = setting(
+        4.0,
+        "Memory in GB (10⁹ bytes) that a worker process of task.entry_point may allocate; one that "
+        "needs more is ended and counted as out of memory. On Linux (ours: enough for a data set "
+        "in memory, and not the machine's).",
+    )
 
 
 @dataclass(frozen=True)

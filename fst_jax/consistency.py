@@ -62,6 +62,7 @@ _POSITIVE = (
     "eval.temperature",
     "watch.stop_within_s",
     "task.timeout_s",
+    "task.memory_gb",
     "parallel.start_timeout_s",
     "fast.lm_timeout_s",
     "guards.max_mismatch",

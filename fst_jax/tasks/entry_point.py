@@ -17,7 +17,7 @@ from fst_jax.config import TaskSettings
 from fst_jax.errors import TaskError, UserError
 from fst_jax.tasks.options import check_options
 from fst_jax.tasks.task import Message, Problem, Score, Split, Task
-from fst_jax.tasks.worker import CallCrashed, CallTimeout, Workers
+from fst_jax.tasks.worker import CallCrashed, CallOverMemory, CallTimeout, Workers
 
 _SIMPLER = "Write the final answer in its simplest form."
 
@@ -29,8 +29,10 @@ class UserTask:
         self._task = build(settings)
         self.name: str = self._task.name
         self.seed_prompt: str = self._task.seed_prompt
-        self._timeout_s = settings.timeout_s
-        self._workers = Workers("fst_jax.tasks.entry_point:Scorer", settings)
+        self._timeout_s, self._memory_gb = settings.timeout_s, settings.memory_gb
+        self._workers = Workers(
+            "fst_jax.tasks.entry_point:Scorer", settings, memory_gb=settings.memory_gb
+        )
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The user's problems."""
@@ -41,7 +43,8 @@ class UserTask:
         return self._task.render(problem)
 
     def score(self, problem: Problem, text: str) -> Score:
-        """The user's score; a time-out or a crash of the scorer is a category of its own.
+        """The user's score; the scorer's time-outs and crashes, and where it runs out of memory,
+        are categories of their own.
 
         Raises what the user's code raised: the exception's name and message.
         """
@@ -50,6 +53,9 @@ class UserTask:
         except CallTimeout:
             detail = f"The scorer took longer than {self._timeout_s:g} s and was stopped."
             return Score(0.0, f"{_SIMPLER}\n{detail}", "timeout")
+        except CallOverMemory:
+            detail = f"The scorer needed more than {self._memory_gb:g} GB of memory."
+            return Score(0.0, f"{_SIMPLER}\n{detail}", "out of memory")
         except CallCrashed as error:
             return Score(0.0, f"{_SIMPLER}\nThe scorer crashed: {error}.", "scorer crashed")
 

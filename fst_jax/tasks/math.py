@@ -156,6 +156,12 @@ class Grader:
 
     def judge(self, gold: str, answer: str) -> str:
         """The category of an answer."""
+        try:
+            return self._compared(gold, answer)
+        except MemoryError as error:  # the answer's, not the process's, whose parsers are costly
+            raise ValueError("it takes too much memory") from error
+
+    def _compared(self, gold: str, answer: str) -> str:
         read = self._read(answer)
         # The library's own time limits need the alarm that ends this process with its parent.
         if self._library.verify(self._gold(gold), read, timeout_seconds=None):

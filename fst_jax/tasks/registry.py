@@ -54,8 +54,9 @@ def _built_in(settings: TaskSettings) -> Task:
         )
     module, _, name = BUILT_IN[settings.name].partition(":")
     constructor = getattr(importlib.import_module(module), name)
-    scores_apart = "timeout_s" in inspect.signature(constructor).parameters
-    reserved = {"timeout_s": settings.timeout_s} if scores_apart else {}
+    limits = {"timeout_s": settings.timeout_s, "memory_gb": settings.memory_gb}
+    taken = inspect.signature(constructor).parameters  # by tasks whose scorers run apart
+    reserved = {name: limit for name, limit in limits.items() if name in taken}
     check_options(constructor, settings.options, settings.name, tuple(reserved))
     return constructor(**settings.options, **reserved)
 

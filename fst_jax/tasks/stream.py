@@ -20,6 +20,7 @@ from fst_jax.errors import TaskError
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.splits import LazyProblems
 from fst_jax.tasks.task import Message, Problem, Score, Split, Task
+from fst_jax.tasks.worker import MEMORY_GB
 
 _KEYS = ("name", "entry_point", "options", "steps", "label")
 
@@ -53,6 +54,7 @@ class Stream:
         reset_pool: bool = False,
         reset_optimizer: bool = False,
         timeout_s: float = 10.0,
+        memory_gb: float = MEMORY_GB,
     ):
         """Each stage is {name or entry_point, options, steps, label}.
 
@@ -71,7 +73,7 @@ class Stream:
         found = []
         for i, given in enumerate(stages):
             try:
-                label, task, steps = _stage(given, timeout_s)
+                label, task, steps = _stage(given, timeout_s, memory_gb)
                 if label in self._tasks:
                     raise TaskError(f"two stages are called {label!r}: give one another label")
             except TaskError as error:
@@ -106,7 +108,7 @@ class Stream:
 _SPLITS: tuple[Split, Split] = ("train", "test")
 
 
-def _stage(given: Any, timeout_s: float) -> tuple[str, Task, int]:
+def _stage(given: Any, timeout_s: float, memory_gb: float) -> tuple[str, Task, int]:
     """(label, task, steps) of one entry of `stages`."""
     if not isinstance(given, dict) or not given.keys() <= set(_KEYS):
         raise TaskError(f"must be a mapping of {', '.join(_KEYS)}, not {given!r}")
@@ -125,6 +127,7 @@ def _stage(given: Any, timeout_s: float) -> tuple[str, Task, int]:
             entry_point=given.get("entry_point"),
             options=options,
             timeout_s=timeout_s,
+            memory_gb=memory_gb,
         )
     )
     label = given.get("label", task.name)

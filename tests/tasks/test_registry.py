@@ -4,6 +4,7 @@ import pytest
 
 from fst_jax.config import TaskSettings
 from fst_jax.errors import TaskError
+from fst_jax.tasks.judge import judge
 from fst_jax.tasks.registry import load_task
 from fst_jax.tasks.task import Problem
 
@@ -20,6 +21,8 @@ class Mine:
     def score(self, problem, text):
         if text == "hang": time.sleep(60)
         if text == "die": os._exit(1)
+        if text == "grow": bytearray(10**9)
+        if text == "nan": return Score(float("nan"), "Answer a.", "x")
         if text == "raise": raise KeyError("gold")
         if text == "float": return 1.0
         return Score(float(text == problem.answer), "Answer a.", "correct")
@@ -93,14 +96,21 @@ def test_mistakes_are_named(settings, message):
 
 @pytest.mark.parametrize("entry_point", ["my_task:Mine", "my_task.py:Mine"])
 def test_a_users_task(folder, entry_point):
-    task = load_task(TaskSettings(entry_point=entry_point, options={"offset": 1}, timeout_s=1.0))
+    task = load_task(
+        TaskSettings(entry_point=entry_point, options={"offset": 1}, timeout_s=1.0, memory_gb=0.5)
+    )
     problem = task.problems("train")[1]
     assert (task.name, task.seed_prompt, problem.id) == ("mine", "Answer.", "train-1")
     assert task.render(problem)[0]["content"] == "q"
     assert task.score(problem, "a").reward == 1.0
     assert task.score(problem, "hang").category == "timeout"
     assert task.score(problem, "die").category == "scorer crashed"
-    with pytest.raises(Exception, match=r"'gold' \(my_task.py, line 14\)") as caught:
+    grown = task.score(problem, "grow")
+    assert (grown.reward, grown.category) == (0.0, "out of memory")
+    assert "more than 0.5 GB" in grown.feedback
+    with pytest.raises(TaskError, match="gave reward nan"):
+        judge(task, problem, "nan")
+    with pytest.raises(Exception, match=r"'gold' \(my_task.py, line 16\)") as caught:
         task.score(problem, "raise")
     assert type(caught.value).__name__ == "KeyError"
     with pytest.raises(TaskError, match="score.. must return .*Score, not float"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fst_jax.errors import TaskError
-from fst_jax.tasks.worker import CallCrashed, CallRaised, CallTimeout, Workers
+from fst_jax.tasks.worker import CallCrashed, CallOverMemory, CallRaised, CallTimeout, Workers
 
 HOSTED = """
 import ctypes, os, re, subprocess, sys, time
@@ -26,6 +26,33 @@ class Hosted:
     def chatter(self): print("not a reply"); sys.stdin.read(); return "fine"
     def child(self):
         subprocess.Popen(["sleep", "60"]); time.sleep(60)
+    def allocate(self, gigabytes): return len(bytearray(int(gigabytes * 1e9)))
+    def allocate_without_end(self):
+        held = []
+        while True: held.append(bytearray(10_000_000))
+    def fork_and_return(self): return os.fork() and "parent"
+    def fork_and_hang(self):
+        if os.fork() == 0:
+            os.setsid(); time.sleep(30)
+        time.sleep(60)
+    def fork_and_die(self):
+        if os.fork() == 0: time.sleep(30)
+        os._exit(4)
+    def shout(self, descriptor):
+        while True: os.write(descriptor, b"x" * 100_000)
+    def leave_politely(self): sys.exit("enough")
+    def interrupt(self): raise KeyboardInterrupt
+    def nan(self): return [float("nan"), float("inf"), 10**400]
+    def huge(self): return "x" * (20 << 20)
+    def deep(self):
+        value = []
+        for _ in range(100_000): value = [value]
+        return value
+    def forge(self):
+        for descriptor in range(3, 10):
+            try: os.write(descriptor, b'{"value": 1}\\nno reply\\n')
+            except OSError: pass
+        return "fine"
     def environment(self): return [os.environ["JAX_PLATFORMS"], "jax" in sys.modules]
 """
 
@@ -64,6 +91,63 @@ def test_a_crash_is_told_and_the_worker_replaced(workers, method, how):
     with pytest.raises(CallCrashed, match=how):
         workers.call(method, timeout_s=10)
     assert workers.call("echo", 1, timeout_s=10) == 1
+
+
+def test_memory_is_bounded_and_the_worker_replaced(tmp_path, monkeypatch):
+    (tmp_path / "hosted.py").write_text(HOSTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    workers = Workers("hosted:Hosted", memory_gb=0.3)
+    first = workers.call("pid", timeout_s=10)
+    for method, arguments in (("allocate", [1]), ("allocate_without_end", [])):
+        with pytest.raises(CallOverMemory, match="more memory than it may have"):
+            workers.call(method, *arguments, timeout_s=30)
+    assert workers.call("pid", timeout_s=10) != first
+    assert workers.call("allocate", 0.1, timeout_s=10) == 100_000_000
+    workers.close()
+    with pytest.raises(TaskError, match="did not start: .* raise task.memory_gb"):
+        Workers("json:loads", " " * 100_000_000, memory_gb=0.05).call("echo", timeout_s=10)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "error", "how"),
+    [
+        ("fork_and_die", [], CallCrashed, "code 4"),
+        ("fork_and_hang", [], CallTimeout, "longer"),  # its child holds all pipes open
+        ("shout", [1], CallTimeout, "longer"),
+        ("shout", [2], CallTimeout, "longer"),
+        ("leave_politely", [], CallCrashed, "code 1"),
+        ("interrupt", [], CallCrashed, "code 1"),
+        ("huge", [], CallRaised, r"takes \d+ bytes: shorten"),
+        ("deep", [], CallRaised, "recursion"),
+        ("forge", [], CallCrashed, "no reply"),
+    ],
+)
+def test_whatever_a_call_does_it_is_told_in_time(workers, capfd, method, arguments, error, how):
+    first = workers.call("pid", timeout_s=10)
+    start = time.monotonic()
+    with pytest.raises(error, match=how):
+        workers.call(method, *arguments, timeout_s=1.0)
+    assert time.monotonic() - start < 5
+    assert workers.call("echo", "as before", timeout_s=10) == "as before"
+    if error is not CallRaised:
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+    printed = capfd.readouterr()
+    assert not printed.out and len(printed.err) < (1 << 20) + 100 and "Traceback" not in printed.err
+    assert ("more than is shown" in printed.err) == (method == "shout")
+
+
+def test_a_child_that_returns_as_well_answers_nothing(workers):
+    first = workers.call("pid", timeout_s=10)
+    for n in range(5):
+        assert workers.call("fork_and_return", timeout_s=10) == "parent"
+        assert workers.call("echo", n, timeout_s=10) == n
+    assert workers.call("pid", timeout_s=10) == first
+
+
+def test_numbers_that_json_does_not_have_travel(workers):
+    nan, infinity, large = workers.call("nan", timeout_s=10)
+    assert nan != nan and infinity == float("inf") and large == 10**400
 
 
 def test_an_exception_keeps_its_name_message_and_place(workers):
