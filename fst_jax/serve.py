@@ -31,6 +31,7 @@ from fst_jax.parallel.sharding import placer
 from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.chat import Chat
 from fst_jax.rollout.server.app import application
+from fst_jax.rollout.server.connections import Connection
 from fst_jax.rollout.server.front import Front
 from fst_jax.rollout.server.questions import Reader
 from fst_jax.rollout.server.service import Service
@@ -84,7 +85,9 @@ async def serve(options: argparse.Namespace) -> None:
         options.slots,
         options.max_queued,
     )
-    reader = Reader(chat, config.vocab_size, longest, options.slots)
+    reader = Reader(
+        chat, config.vocab_size, longest, options.slots, options.slots + options.max_queued
+    )
     front = Front(
         service,
         reader,
@@ -102,6 +105,7 @@ async def serve(options: argparse.Namespace) -> None:
             host=options.host,
             port=options.port,
             log_level=options.log_level,
+            http=Connection,
             lifespan="off",
         ),
         service,

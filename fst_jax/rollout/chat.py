@@ -22,6 +22,7 @@ _SKELETON = ([{"role": "system", "content": "A"}, {"role": "user", "content": "A
              [{"role": "user", "content": "A"}])  # fmt: skip
 _SEAMS = "\ue000\ue001\ue002\ue003\uf8fe\uf8ff"  # for private use, and in no text
 _UNSEEN = "\U000e0fff"  # a character that is not assigned
+_LONGEST_REMEMBERED = 1 << 14  # characters
 _REMEMBERED = 4096  # texts, each of which is looked through once
 
 
@@ -70,7 +71,7 @@ class Chat:
         written = [text for message in messages for text in message.values()]
         seam = next(s for s in _SEAMS if not any(s in text for text in written))
         divided = [
-            {name: seam.join(self._pieces(text)) for name, text in message.items()}
+            {name: seam.join(self._pieces_of(text)) for name, text in message.items()}
             for message in messages
         ]
         parts = self._rendered(divided, arguments).split(seam)
@@ -145,6 +146,9 @@ class Chat:
                 "repair chat_template.jinja, or the arguments in model.chat_template"
             ) from error
         return text
+
+    def _pieces_of(self, text: str) -> tuple[str, ...]:
+        return self._pieces(text) if len(text) <= _LONGEST_REMEMBERED else self._divide(text)
 
     def _divide(self, text: str) -> tuple[str, ...]:
         """The text in pieces of which none holds a control token: such tokens are cut in two."""

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fst_jax.rollout.server.front import Front, TooLarge
+from fst_jax.rollout.server.front import Front, TooLarge, TooSlow
 from fst_jax.rollout.server.native import Native
 from fst_jax.rollout.server.openai import OpenAI
 from fst_jax.rollout.server.questions import BadRequest
@@ -19,6 +19,7 @@ from fst_jax.rollout.server.service import Overloaded, Unavailable
 
 _STATUS = {
     BadRequest: (400, "BadRequestError"),
+    TooSlow: (408, "RequestTimeoutError"),
     TooLarge: (413, "RequestTooLargeError"),
     Overloaded: (429, "RateLimitError"),
     ClientDisconnect: (499, "ClientDisconnect"),  # nginx's code; nobody reads it
@@ -43,11 +44,13 @@ def application(front: Front, api_key: str | None = None) -> Starlette:
         return _error(401, "AuthenticationError", "the API key is missing or wrong")
 
     key = (api_key or "").encode()
-    return Starlette(
+    app = Starlette(
         routes=[*Native(front).routes(), *OpenAI(front).routes(), Route("/metrics", metrics)],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=check_key)] if api_key else [],
         exception_handlers={**dict.fromkeys(_STATUS, _told), HTTPException: _told},
     )
+    app.router.redirect_slashes = False  # to an address made of what a client says is the host
+    return app
 
 
 async def _told(request: Request, error: Exception) -> Response:

@@ -18,9 +18,15 @@ from fst_jax.models.huggingface import Place, load_model
 from fst_jax.rollout.server.questions import Prompt, Reader
 from fst_jax.rollout.server.service import Answer, Service, Stream, Unavailable
 
+BODY_S = 60.0  # for a body to arrive
+
 
 class TooLarge(Exception):
     """The body is larger than the server takes.  HTTP status 413."""
+
+
+class TooSlow(Exception):
+    """The body did not arrive in time.  HTTP status 408."""
 
 
 class Front:
@@ -57,12 +63,17 @@ class Front:
 
         Raises:
           TooLarge: it is above the limit; the rest is not read.
+          TooSlow: it takes too long.
         """
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self.max_body_bytes:
-                raise TooLarge(f"the body exceeds {self.max_body_bytes} bytes")
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > self.max_body_bytes:
+                        raise TooLarge(f"the body exceeds {self.max_body_bytes} bytes")
+        except TimeoutError as error:
+            raise TooSlow(f"the body did not arrive in {BODY_S:g} s") from error
         return bytes(body)
 
     def submit(self, prompts: Sequence[Prompt]) -> list[Stream]:

@@ -84,7 +84,10 @@ _REFUSED = (
     "custom_logit_processor", "session_params", "echo", "suffix", "tools", "top_logprobs",
     "continue_final_message",
 )  # fmt: skip
-_MOST_STOPS = 64  # each bucket of their number is a program
+_MOST_STOPS = 64  # each bucket of their number is a program; texts are looked for in each chunk
+_LONGEST_STOP = 1000  # characters of a stop text
+_MOST_MESSAGES = 4096
+_LONGEST_TOKEN = 256  # characters; text of more than this for each token of the context is not read
 _COLDEST = 1e-6  # of temperatures; below, as SGLang has it, the likeliest token is taken
 
 
@@ -183,15 +186,19 @@ def parse(body: bytes, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(str(error)) from error
 
 
 class Reader:
     """Turns bodies into prompts for one model."""
 
-    def __init__(self, chat: Chat, vocabulary: int, max_context: int, max_samples: int):
-        """`max_context` counts prompt and completion; `max_samples` is the largest n."""
+    def __init__(
+        self, chat: Chat, vocabulary: int, max_context: int, max_samples: int, max_prompts: int
+    ):
+        """`max_context` counts prompt and completion; `max_samples` is the largest n, and
+        `max_prompts` are as many as one request may hold."""
+        self.max_prompts = max_prompts
         self._chat, self.tokenizer, self.stop_ids = chat, chat.tokenizer, chat.stop_ids
         self.vocabulary, self.max_context, self.max_samples = vocabulary, max_context, max_samples
 
@@ -209,6 +216,7 @@ class Reader:
             texts = [body.text] if isinstance(body.text, str) else body.text
             if not texts:
                 raise BadRequest("text must hold at least one prompt")
+            self._check_count(texts)
             ids = [self.encode(text) for text in texts]
         else:
             ids = self._ids(body.input_ids or [])
@@ -256,9 +264,10 @@ class Reader:
     def chat(self, body: ChatCompletion) -> list[Prompt]:
         """The prompt of /v1/chat/completions, alone in a list."""
         _refuse(body)
-        if not body.messages:
-            raise BadRequest("messages must not be empty")
+        if not 1 <= len(body.messages) <= _MOST_MESSAGES:
+            raise BadRequest(f"messages must not be empty, nor more than {_MOST_MESSAGES}")
         messages = [{"role": each.role, "content": _text(each)} for each in body.messages]
+        self._check_length(sum(len(each["content"]) for each in messages))
         given = body.chat_template_kwargs or {}
         if not given.keys().isdisjoint(self._chat.reserved_arguments):  # a template, above all
             names = ", ".join(sorted(given.keys() & self._chat.reserved_arguments))
@@ -273,7 +282,24 @@ class Reader:
         return [self._openai(body, ids, limit, bool(body.logprobs))]
 
     def encode(self, text: str) -> list[int]:
+        self._check_length(len(text))
         return self.tokenizer.encode(text)
+
+    def _check_length(self, characters: int) -> None:
+        """Refuse at once what would take long to encode and could not be a prompt."""
+        longest = _LONGEST_TOKEN * self.max_context
+        if characters > longest:
+            raise BadRequest(
+                f"a prompt of {characters} characters exceeds the context of {self.max_context} "
+                f"tokens; more than {longest} are not read"
+            )
+
+    def _check_count(self, prompts: Sequence[Any]) -> None:
+        if len(prompts) > self.max_prompts:
+            raise BadRequest(
+                f"a request of {len(prompts)} prompts; this server takes at most "
+                f"{self.max_prompts}: send fewer at a time"
+            )
 
     def _ids(self, given: Sequence[Any]) -> list[list[int]]:
         """Token ids of each prompt, given as ids of one, ids of each, or texts."""
@@ -282,6 +308,7 @@ class Reader:
             raise BadRequest("give token ids of one prompt, a list of them for each, or texts")
         if kinds == {int}:
             return [list(given)]
+        self._check_count(given)
         return [self.encode(each) if isinstance(each, str) else each for each in given]
 
     def _openai(self, body: Completions, ids: list[int], limit: int, logprobs: bool) -> Prompt:
@@ -330,9 +357,13 @@ class Reader:
         ):
             if not holds:
                 raise BadRequest(message)
+        stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
+        if len(stop) > _MOST_STOPS or max(map(len, stop), default=0) > _LONGEST_STOP:
+            raise BadRequest(
+                f"stop must be at most {_MOST_STOPS} texts of at most {_LONGEST_STOP} characters"
+            )
         seeded = params.sampling_seed is not None
         first = (params.sampling_seed or 0) % 2**31 if seeded else secrets.randbelow(2**31)
-        stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
         request = Request(
             prompt_ids=tuple(ids),
             n=n,
