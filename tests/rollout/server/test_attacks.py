@@ -109,7 +109,7 @@ def test_five_hundred_requests(victim):
 @pytest.mark.slow
 def test_ten_thousand_requests_leave_the_memory_as_it_was(victim):
     before, rng = victim.answer(), random.Random(1)
-    statuses = victim.attack(rng, 3000)  # all programs are compiled, and caches filled
+    statuses = victim.attack(rng, 6000)  # all programs are compiled, and caches filled
     victim.idle()
     resident, descriptors = victim.memory(), _descriptors(victim)
     statuses += victim.attack(rng, 10_000)
