@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import jax
+import numpy as np
 
 from fst_jax.rollout.batching import Batcher
 from fst_jax.rollout.sample import Sample
@@ -253,7 +254,10 @@ class Service:
         if "weights" in tags and self._params is None:
             placed = self._batcher.params
             shardings = jax.tree.map(lambda x: x.sharding, placed)
-            self._params = jax.device_get(placed), shardings
+            # Copies: on a CPU device_get gives views, which hold the arrays, and never let go of
+            # them once they are put back.
+            host = jax.tree.map(lambda x: np.array(jax.device_get(x)), placed)
+            self._params = host, shardings
             self._batcher.set_weights(None, self._batcher.version)
 
     def resume(self, tags: list[str]) -> None:
