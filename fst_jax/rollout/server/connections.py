@@ -27,9 +27,9 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP; a request that it was the body of gets no other answer."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        try:
             super().send_400_response(msg)
-        else:  # in the middle of an answer to what came before
+        except h11.LocalProtocolError:  # within an answer to what came before, or one to HEAD
             self.transport.close()
         if self.cycle is not None:
             self.cycle.disconnected = True
