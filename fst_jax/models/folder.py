@@ -112,6 +112,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        tokenizer.encode("A")  # some settings are looked at only now
     except Exception as error:  # damaged files surface as many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

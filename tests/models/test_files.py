@@ -186,6 +186,13 @@ def test_weights_are_what_their_header_says(folder, damage):
         load_model(folder)
 
 
+def test_a_tokenizer_that_fails_at_its_first_text(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": []}))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_tokenizer(folder)
+
+
 def test_code_in_a_folder_is_not_run(folder, tmp_path):
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((folder / name).read_text())
