@@ -15,16 +15,22 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 @jax.jit
 def checksum(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-    """Σ bᵢ and Σ (2i + 1)·bᵢ modulo 2³² over the elements' bits bᵢ, in row-major order i.
+    """Σ mᵢ and Σ (2i + 1)·mᵢ modulo 2³² over elements in row-major order i.
 
-    The second sum changes with any one element, since its factor is odd; two that change by chance
-    go unseen in one of 2⁶⁴ cases.  Sums of integers do not depend on their order.
+    mᵢ mixes an element's bits with its place by the last steps of MurmurHash3 (Appleby 2011), which
+    are a bijection: any one element that changes changes both sums, and damage with a pattern, such
+    as signs that flip or blocks that change places, is as good as chance.  Sums of integers do not
+    depend on their order.
     """
     bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.stack([jnp.sum(bits), jnp.sum(bits * (2 * place + 1))])
+    mixed = bits ^ (place * np.uint32(0x9E3779B9))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
+    mixed = mixed ^ (mixed >> 16)
+    return jnp.stack([jnp.sum(mixed), jnp.sum(mixed * (2 * place + 1))])
 
 
 def checksums(tree: Any) -> list[list[int]]:

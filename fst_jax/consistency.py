@@ -101,6 +101,7 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
         require(0 <= limit < math.inf, key, f"must be at least 0 and finite, not {limit}")
     code = config.watch.stopped_exit
     require(0 <= code <= 125, "watch.stopped_exit", f"must be in [0, 125], not {code}")
+    found.extend(_of_stalls(config))
     require(0 <= config.seed < 2**31, "seed", f"must be in [0, 2^31), not {config.seed}")
     if config.population >= 1:
         require(
@@ -246,6 +247,25 @@ def problems_found(config: Config) -> list[tuple[str, str]]:
             "must be below rollout.max_prompt_tokens, which also holds the problem",
         )
     return found
+
+
+def _of_stalls(config: Config) -> list[tuple[str, str]]:
+    """Phases that would count as stalled while one request may still be answered."""
+    waits = []
+    if config.rollout.engine == "sglang":
+        served = ("sync", "evolve", "rollout", "evaluate")
+        waits += [(phase, "rollout.timeout_s", config.rollout.timeout_s) for phase in served]
+    if config.fast.enabled and config.fast.reflector == "lm":
+        waits.append(("evolve", "fast.lm_timeout_s", config.fast.lm_timeout_s))
+    limits = config.watch.stall_s
+    return [
+        (
+            f"watch.stall_s.{phase}",
+            f"must be above {key} = {wait:g}, for which one request may take, or 0",
+        )
+        for phase, key, wait in waits
+        if 0 < limits.get(phase, 0) <= wait
+    ]
 
 
 def _of_distillation(config: Config) -> list[tuple[str, str]]:

@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and notices of maintenance: how a run is asked to stop, and when it must.
+"""Ctrl-C, SIGTERM, SIGHUP and notices of maintenance: how a run is asked to stop, and when it must.
 
 The first signal asks: the run ends its step and saves.  Clouds give a machine that they take back
 some 30 seconds, and a step may take longer; so after `within_s` what is under way is left where it
 is, `Interrupted` rises from the next `check`, and the state before the step is saved, from which
-the step is taken again.  The second signal ends the process at once.
+the step is taken again.  The same signal again ends the process at once.
 
 `check` stands where work waits or loops for long and θ is untouched: between the chunks of the
 sampler, while servers, scorers and the reflector are waited for.  An update of θ is never left.
@@ -16,6 +16,9 @@ from types import FrameType, TracebackType
 
 from fst_jax.errors import Interrupted
 from fst_jax.parallel.distributed import any_of
+
+# The last is that of a terminal which is closed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -45,8 +48,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         StopRequest._entered = self
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in _SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it for SIGHUP
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

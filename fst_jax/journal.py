@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fst_jax.checksums import checksums
 from fst_jax.config import Config
 from fst_jax.errors import RunError
 from fst_jax.fast.evolve import EvolveReport
@@ -42,7 +43,7 @@ from fst_jax.slow.learner import Learner
 from fst_jax.state import Checkpoints
 from fst_jax.tracking import END, ConsoleTracker, JsonlTracker, Trackers, extra_trackers
 from fst_jax.watchdog import phase
-from fst_jax.writing import writing
+from fst_jax.writing import to_disk, writing
 
 SAMPLED_PROBLEMS = 2  # problems per step whose rollouts are written to samples/
 
@@ -108,15 +109,16 @@ class _Mark:
 class Journal:
     """The open run folder; every process of a run has one, and process 0 writes."""
 
-    def __init__(self, config: Config, inputs: Inputs, learner: Learner | None):
+    def __init__(self, config: Config, inputs: Inputs, learner: Learner | None, base: Any):
         """Create the folder or go on in it: restores θ into `learner`, and `progress`.
+
+        `base` is θ0, which a run that goes on must find as it was.
 
         Raises:
           RunError: the folder belongs to another config or cannot be used.
         """
         self._config, self._inputs, self._learner = config, inputs, learner
         self.folder = RunFolder.of(config)
-        agreed(lambda: self.folder.create(config))
         self._lock: Lock | None = None
         agreed(self._take)
         self._checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint)
@@ -130,13 +132,24 @@ class Journal:
         begun: dict[str, Any] = {"metrics": 0, "samples": 0, "elapsed_s": 0.0}
         host = saved.host if saved else begun
         self._saved: int | None = None  # the newest step of which there is a checkpoint
+        self._base = checksums(base)
         if saved is not None:
+            if host["base"] != self._base:
+                raise RunError(
+                    f"{config.model.path} holds other weights than when the run of "
+                    f"{self.folder.path} began: bring them back, or choose another --name"
+                )
             self._saved = saved.step
             self.progress = Progress.from_json(host["progress"])
             if learner is not None:
                 learner.restore(saved.arrays)
         # Whether nothing is left to do, and the files end where they should.
         ended = agreed(lambda: self.folder.ended)
+        if ended is not None and saved is None:
+            raise RunError(
+                f"{self.folder.path} holds a run that ended at step {ended}, and its checkpoints "
+                "are gone: restore them, or choose another --name"
+            )
         self.finished = saved is not None and saved.step == ended == config.train.steps
         self._mark: _Mark | None = None
         # Why the newest step is to be the last, and its rollouts.
@@ -158,7 +171,12 @@ class Journal:
             )
 
     def _take(self) -> None:
+        """Have the folder for this run alone, and only then write into it."""
+        self.folder.check(self._config)
+        with writing(self.folder.path):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.folder.path)
+        self.folder.create(self._config)
 
     def log(self, event: str, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl for the current step, and its copies elsewhere."""
@@ -249,7 +267,9 @@ class Journal:
         phase("checkpoint")
         if self._metrics:
             self._metrics.to_disk()
-        host = {"progress": mark.progress.to_json(), **mark.offsets}
+            if mark.offsets["samples"]:
+                to_disk(self._samples_of(mark.progress.step))
+        host = {"progress": mark.progress.to_json(), "base": self._base, **mark.offsets}
         self._checkpoints.save(mark.progress.step, mark.arrays, host)
         self._saved = mark.progress.step
         with writing(self.folder.path):
@@ -303,6 +323,7 @@ class Journal:
         traceback: TracebackType | None,
     ) -> None:
         """Finish writing, and let others use the folder."""
+        phase("checkpoint")
         try:
             self._checkpoints.close()
         except RunError:
@@ -350,10 +371,17 @@ class Journal:
         done = {self.folder.pool: step, self.folder.samples: step, self.folder.exports: step}
         if step is not None:
             done[self.folder.pool] = step - 1  # a step's own round comes after its mark
-            if self._samples_of(step).exists():
-                os.truncate(self._samples_of(step), samples)
+            path = self._samples_of(step)
+            size = path.stat().st_size if path.exists() else 0
+            if size < samples:
+                raise RunError(
+                    f"{path} has {size} bytes, but had {samples} when the checkpoint was saved: "
+                    "restore the file, or start under another name"
+                )
+            if size:
+                os.truncate(path, samples)
         for folder, last in done.items():
             for path in folder.glob("*"):
-                if last is not None and path.stem.isdigit() and int(path.stem) <= last:
-                    continue
+                if not path.stem.isdigit() or (last is not None and int(path.stem) <= last):
+                    continue  # somebody's own file, or an earlier step's
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -15,7 +15,9 @@ from pathlib import Path
 from fst_jax.errors import RunError
 from fst_jax.watchdog import HEARTBEAT
 
+LOCK = "lock"  # the file
 _FRESH_S = 60.0  # a heartbeat is written every five seconds
+_LOOK_S = 0.5
 
 
 class Lock:
@@ -27,7 +29,7 @@ class Lock:
         Raises:
           RunError: another process uses it, named by its host and id; or it cannot be written.
         """
-        path = folder / "lock"
+        path = folder / LOCK
         try:
             self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release()
         except OSError as error:
@@ -57,13 +59,19 @@ class Lock:
         return owner if isinstance(owner, dict) else {}
 
     def _elsewhere(self, folder: Path) -> bool:
-        """Whether a process of another host, which the kernel may not know of, is at work here."""
-        host = self._owner().get("host")
-        try:
-            age_s = time.time() - (folder / HEARTBEAT).stat().st_mtime
-        except OSError:
+        """Whether a process of another host, which the kernel may not know of, is at work here.
+
+        Its heartbeat moves.  A fresh one that does not is of a process that was killed, such as the
+        container in whose place this one is.
+        """
+        if self._owner().get("host") in (None, socket.gethostname()):
             return False
-        return host is not None and host != socket.gethostname() and age_s < _FRESH_S
+        first = _written(folder)
+        while first is not None and time.time() - first < _FRESH_S:
+            time.sleep(_LOOK_S)
+            if _written(folder) != first:
+                return True
+        return False
 
     def _refusal(self, folder: Path) -> RunError:
         owner = self._owner()
@@ -72,3 +80,11 @@ class Lock:
         return RunError(
             f"{folder} is in use by {who}: wait for it, stop it, or choose another --name"
         )
+
+
+def _written(folder: Path) -> float | None:
+    """When the heartbeat in a folder was written, if there is one."""
+    try:
+        return (folder / HEARTBEAT).stat().st_mtime
+    except OSError:
+        return None

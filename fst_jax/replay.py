@@ -17,6 +17,7 @@ import jax
 from fst_jax.errors import RunError
 from fst_jax.lock import Lock
 from fst_jax.parts import load_weights, make_learner, read_inputs
+from fst_jax.run_folder import by_step
 from fst_jax.settings import command, load_file
 from fst_jax.slow.learner import Learner
 from fst_jax.slow.offending import load
@@ -33,7 +34,14 @@ def replay(folder: Path) -> dict[str, float]:
         minibatches = load(folder)
     except FileNotFoundError as error:
         raise RunError(f"{error}: name the folder nonfinite/<step> of a run") from error
-    return learner_of(folder.absolute().parents[1]).step(*minibatches)
+    run = folder.absolute().parents[1]
+    newest = by_step(run / "checkpoints")[-1:]
+    if [path.name for path in newest] != [folder.absolute().name]:
+        raise RunError(
+            f"{run} has gone on since step {folder.name}, and the weights of that step are gone: "
+            "look at the saved rollouts, or copy the folder of a run before it goes on"
+        )
+    return learner_of(run).step(*minibatches)
 
 
 def learner_of(run: Path) -> Learner:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fst_jax.config import Config, ParallelSettings
 from fst_jax.errors import ConfigError, RunError
+from fst_jax.lock import LOCK
 from fst_jax.settings import difference, load_file, to_yaml
 from fst_jax.tracking import END
 
@@ -116,7 +117,8 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunError(f"{self.path} is not a folder: choose another --name")
         if not self.config.exists():
-            if any(entry != self._draft for entry in self.path.iterdir()):
+            own = {self._draft, self.path / LOCK}  # of a process that was killed at the start
+            if any(entry not in own for entry in self.path.iterdir()):
                 raise RunError(
                     f"{self.path} exists and is not the folder of a run: choose another --name"
                 )
@@ -154,7 +156,7 @@ class RunFolder:
             )
 
     def create(self, config: Config) -> None:
-        """Make the folder and write the resolved config, unless they are there or it goes on.
+        """Make the folder and write the resolved config, as this run has it.
 
         How its processes start is left out: that is the command's, and differs between them.
 
@@ -164,9 +166,9 @@ class RunFolder:
         self.check(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.config.exists() or load_file(self.config).train != config.train:
-                own = {key: getattr(ParallelSettings(), key) for key in _START}
-                kept = replace(config, parallel=replace(config.parallel, **own))
+            own = {key: getattr(ParallelSettings(), key) for key in _START}
+            kept = replace(config, parallel=replace(config.parallel, **own))
+            if not self.config.exists() or load_file(self.config) != kept:
                 self._draft.write_text(to_yaml(kept), encoding="utf-8")
                 self._draft.replace(self.config)
             for folder in (self.pool, self.samples, self.checkpoints):

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,15 @@ class Checkpoints:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         agreed(lambda: self._check_room(size))
         with self._writing():
-            self._manager.save(
+            begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     arrays=ocp.args.StandardSave(arrays),
                     host=ocp.args.JsonSave(sealed | {"sha256": _sha256(sealed)}),
                 ),
             )
+            if not begun:
+                raise ValueError(f"there is a later one than step {step}")
 
     def restore(self, like: Any) -> Saved | None:
         """The newest step that is as it was saved, or None when there is none.
@@ -161,10 +164,14 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
             _log.warning("checkpoint %s is damaged; resuming from an older one", step)
-            if jax.process_index() == 0:
-                (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+            agreed(partial(self._rename, step))
         if steps:
             self._manager.reload()
+
+    def _rename(self, step: int) -> None:
+        names = (f"{step}.damaged{end}" for end in ("", *(f".{i}" for i in range(1, 1000))))
+        free = next(name for name in names if not (self._folder / name).exists())
+        (self._folder / str(step)).rename(self._folder / free)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ first.  On resume it is cut back to where it was at the checkpoint, so that an i
 leaves the same lines as an uninterrupted one.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -113,12 +114,14 @@ class ConsoleTracker:
             parts = [f"eval {step}", *_eval(values)]
         else:
             parts = [f"{event} {step}", *(_item(*pair) for pair in numbers(values))]
-        print("  ".join(part for part in parts if part), file=self._stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # who reads along may leave; the run goes on
+            print("  ".join(part for part in parts if part), file=self._stream, flush=True)
         if event == "step":
             self._warn(values.get("warnings", []))
 
     def close(self) -> None:
-        self._stream.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
     def _warn(self, warnings: Sequence[str]) -> None:
         """Print the hints that the step before did not have."""

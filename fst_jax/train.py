@@ -12,6 +12,7 @@ under them.  Running the same command again resumes; with more `train.steps`,
 it goes on.
 """
 
+import contextlib
 import sys
 import time
 import zlib
@@ -24,13 +25,14 @@ FLAGS = {"dry-run": "Check everything, print config, shapes and memory, and stop
 if __name__ == "__main__":  # before JAX is imported, which takes seconds
     answer_help("train", __doc__ or "", FLAGS)
 
+import jax
 import numpy as np
 from flax import nnx
 
 from fst_jax.compiles import compiles
 from fst_jax.config import Config
 from fst_jax.dry_run import describe
-from fst_jax.errors import EngineError, Interrupted, ReflectionError, TaskError
+from fst_jax.errors import EngineError, Interrupted, ReflectionError, RunError, TaskError
 from fst_jax.evaluate import Evaluator
 from fst_jax.fast.bridge import RollOut
 from fst_jax.fast.evolve import evolve
@@ -41,7 +43,7 @@ from fst_jax.fast.round_log import RoundLog
 from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
 from fst_jax.journal import Journal, Progress
-from fst_jax.parallel.distributed import agreed, any_of, is_main, start
+from fst_jax.parallel.distributed import agreed, any_of, is_main, leaving_together, start
 from fst_jax.parallel.sharding import on_devices
 from fst_jax.parts import load_weights, make_actor, make_learner, make_parity, read_inputs
 from fst_jax.rollout.exam import Exam
@@ -82,7 +84,7 @@ def train(config: Config) -> bool:
     validator = Validator(exam.chat.count, exam.chat.control_tokens, longest, holds_control)
     evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
     order = problem_order(config, exam)  # D
-    journal = Journal(config, inputs, learner)
+    journal = Journal(config, inputs, learner, base)
     progress = journal.progress  # the step, and Φ = {φ_seed} at first
 
     def weights() -> Any:
@@ -162,7 +164,7 @@ def train(config: Config) -> bool:
             journal.keep_weights()
 
     stop = StopRequest(config.watch.stop_within_s)
-    with journal, stop, watched(config, journal.folder, stop):
+    with stop, watched(config, journal.folder, stop), journal:
         try:
             while not journal.finished:
                 step = progress.step
@@ -181,8 +183,13 @@ def train(config: Config) -> bool:
                     advance(step)
         except Interrupted:  # the step was not done in time, and is taken again
             journal.checkpoint()
-        except (EngineError, ReflectionError, TaskError):  # what was done before is not lost
+        except (EngineError, ReflectionError, TaskError):  # which all processes have
             journal.checkpoint()
+            raise
+        except Exception:
+            if jax.process_count() == 1:  # what was done before is not lost
+                with contextlib.suppress(RunError):  # what went wrong first is told
+                    journal.checkpoint()
             raise
     if is_main():
         print_summary(journal.folder, config, progress, journal.finished)
@@ -346,7 +353,9 @@ def main(arguments: list[str]) -> int:
         if is_main():
             print(described)
         return 0
-    return 0 if train(config) else config.watch.stopped_exit
+    with leaving_together():
+        finished = train(config)
+    return 0 if finished else config.watch.stopped_exit
 
 
 if __name__ == "__main__":

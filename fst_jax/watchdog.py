@@ -25,6 +25,7 @@ EXIT_CODE = 3  # of a process that was ended because it stalled
 HEARTBEAT = "heartbeat.json"
 _LOOK_S, _WRITE_S, _ASK_S = 0.5, 5.0, 5.0  # between looks, heartbeats, questions for a notice
 _GRACE_S = 30.0  # from a stall to its end by faulthandler
+_PRINT_S = 10.0  # in which the stacks are printed
 
 
 class Watchdog:
@@ -116,7 +117,10 @@ class Watchdog:
             draft.replace(path)
 
     def _stalled(self, idle_s: float) -> None:
-        """Dump the stacks and end the process."""
+        """Dump the stacks and end the process, also where nobody reads what it prints."""
+        end = threading.Timer(_PRINT_S, os._exit, (EXIT_CODE,))
+        end.daemon = True
+        end.start()
         path = self._folder / f"stalled.{os.getpid()}.txt"
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file)
@@ -136,9 +140,9 @@ def phase(name: str, step: int | None = None) -> None:
     """Say what is done now, and of which step."""
     dog = Watchdog._entered
     if dog is not None:
-        dog._phase, dog._began = name, time.monotonic()
+        beat()  # first: the watchdog may look in between
+        dog._phase, dog._began = name, dog._moved
         dog._step = dog._step if step is None else step
-        beat()
 
 
 def beat() -> None:
@@ -159,8 +163,8 @@ def elsewhere() -> Iterator[None]:
         yield
     finally:
         if dog is not None:
-            dog._elsewhere = False
             beat()
+            dog._elsewhere = False
 
 
 def notice_of(url: str | None) -> Callable[[], bool]:

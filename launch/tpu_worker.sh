@@ -32,6 +32,7 @@ if ! pgrep --full '[f]st_jax.train' >/dev/null; then
   rm -f train.pid train.code
   # shellcheck disable=SC2016 # for the inner shell
   sudo --preserve-env=HF_TOKEN,WANDB_API_KEY,FST_JAX_API_KEY setsid --fork bash -c '
+    trap : TERM  # which is for the run; its code is yet to be written
     echo $$ >train.pid
     .venv/bin/python -m fst_jax.train "$@" >train.log 2>&1 && code=0 || code=$?
     echo $code >train.code
@@ -42,4 +43,4 @@ if ! pgrep --full '[f]st_jax.train' >/dev/null; then
   until [[ -s train.pid && -e train.log ]]; do sleep 0.2; done
 fi
 tail --lines +1 --follow --pid "$(cat train.pid)" train.log
-exit "$(cat train.code)"
+exit "$(cat train.code 2>/dev/null || echo 1)"

@@ -18,9 +18,14 @@ DTYPES = ("float32", "bfloat16", "float16", "int32", "uint8", "int8")
 
 def in_numpy(x: np.ndarray) -> list[int]:
     words = x.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]).ravel()
-    bits = words.astype(object)
-    places = 2 * np.arange(len(bits)).astype(object) + 1
-    return [int(bits.sum()) % 2**32, int((bits * places).sum()) % 2**32] if len(bits) else [0, 0]
+    sums = [0, 0]
+    for place, bits in enumerate(words.tolist()):
+        mixed = bits ^ (place * 0x9E3779B9 % 2**32)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            mixed = (mixed ^ (mixed >> shift)) * factor % 2**32
+        mixed ^= mixed >> 16
+        sums = [sums[0] + mixed, sums[1] + mixed * (2 * place + 1)]
+    return [total % 2**32 for total in sums]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,6 +49,14 @@ def test_order_and_sign_of_zero_show():
     x = jnp.arange(6.0)
     assert checksum(x).tolist() != checksum(x[::-1]).tolist()
     assert checksum(jnp.zeros(3)).tolist() != checksum(-jnp.zeros(3)).tolist()
+
+
+def test_damage_with_a_pattern_shows():
+    x = jax.random.normal(jax.random.key(0), (1 << 17,)).astype(jnp.bfloat16).astype(jnp.float32)
+    blocks = x.reshape(4, -1)
+    for changed in (-x, x.at[:2].multiply(-1), blocks[jnp.array([1, 0, 2, 3])].reshape(-1)):
+        assert checksum(changed)[0] != checksum(x)[0]
+        assert checksum(changed)[1] != checksum(x)[1]
 
 
 def on_meshes() -> None:

@@ -12,7 +12,7 @@ from fst_jax.errors import Interrupted
 from fst_jax.interrupt import StopRequest, check
 from tests.processes import ROOT
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -119,6 +119,21 @@ def test_inconsistent_settings_of_the_objective(config_file, text, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("watch: {stall_s: {rolout: 1}}", "watch.stall_s.rolout: no phase has this name; they are"),
+        ("watch: {stall_s: {train: -1}}", "watch.stall_s.train: must be at least 0 and finite"),
+        ("watch: {stop_within_s: 0}", "watch.stop_within_s: must be above 0 and finite"),
+        ("rollout: {engine: sglang, timeout_s: 1800}", "watch.stall_s.sync: must be above rollout"),
+        ("fast: {reflector: lm, lm_timeout_s: 1900}", "watch.stall_s.evolve: must be above fast"),
+        ("checkpoint: {keep_every: -1}", "checkpoint.keep_every: must be at least 0, not -1"),
+    ],
+)
+def test_inconsistent_settings_of_the_watch(config_file, text, said):
+    assert said in message(config_file(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
         ("anchor_rollouts: 0", "fast.anchor_rollouts: must be at least 1, not 0"),
         ("anchor_rollouts: 5", "takes 976 rollouts: two minibatches and 960 on the anchors"),
         ("lm_examples_tokens: 99", "fast.lm_examples_tokens: must be at least 100, not 99"),

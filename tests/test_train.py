@@ -1,6 +1,7 @@
 """Whole runs of Algorithm 1 on a tiny model: what they write, how they resume, what they refuse."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fst_jax.convert import main as convert
 from fst_jax.fast.pool import Pool
 from fst_jax.journal import Journal
+from fst_jax.lock import Lock
 from fst_jax.models.huggingface import load_model
 from tests.helpers import tiny_model_folder
 from tests.tiny_run import arguments, events, run, samples
@@ -103,6 +105,48 @@ def test_another_config_is_refused(
 ) -> None:
     assert run(monkeypatch, arguments(model, task, finished, "--seed", "7")) == 2
     assert "seed: 0 → 7" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_over_its_own_base_and_checkpoints_alone(
+    finished: Path,
+    model: Path,
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And what users put beside its files stays."""
+    shutil.copytree(finished / "ci_tiny", tmp_path / "ci_tiny")
+    folder, longer = tmp_path / "ci_tiny", ("--train.steps", "5")
+    (folder / "exports/3").rename(folder / "exports/best")
+    (folder / "samples/notes.txt").write_text("mine")
+    base = load_file(model / "model.safetensors")
+    other = base | {"model.norm.weight": base["model.norm.weight"] / 2}
+    save_file(other, model / "model.safetensors", metadata={"format": "pt"})
+    try:
+        assert run(monkeypatch, arguments(model, task, tmp_path, *longer)) == 2
+        assert "holds other weights than when the run" in capsys.readouterr().err
+    finally:
+        save_file(base, model / "model.safetensors", metadata={"format": "pt"})
+    assert run(monkeypatch, arguments(model, task, tmp_path, *longer)) == 0
+    assert (folder / "exports/best/config.json").is_file()
+    assert (folder / "samples/notes.txt").read_text() == "mine"
+    shutil.rmtree(folder / "checkpoints")
+    capsys.readouterr()
+    assert run(monkeypatch, arguments(model, task, tmp_path, *longer)) == 2
+    assert "its checkpoints are gone" in capsys.readouterr().err
+    assert len(events(folder)) > 10
+
+
+def test_a_refused_process_changes_nothing(
+    finished: Path, model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "ci_tiny", tmp_path / "ci_tiny")
+    before = (tmp_path / "ci_tiny/config.yaml").read_text()
+    held = Lock(tmp_path / "ci_tiny")
+    assert run(monkeypatch, arguments(model, task, tmp_path, "--train.steps", "99")) == 2
+    assert (tmp_path / "ci_tiny/config.yaml").read_text() == before
+    held.release()
 
 
 def test_same_seed_same_file(

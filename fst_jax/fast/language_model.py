@@ -35,6 +35,7 @@ from fst_jax.keys import key_in, masked
 from fst_jax.parallel.distributed import agreed
 from fst_jax.tasks.task import Problem
 from fst_jax.threads import side_by_side
+from fst_jax.watchdog import beat
 
 ATTEMPTS = 5  # requests for one proposal, the first included
 FIRST_PAUSE_S = 1.0  # doubled after each failure
@@ -141,6 +142,7 @@ class LanguageModelReflector:
                 return replace(self._post(client, body), calls=calls)
             except _Failure as failure:
                 last = failure
+            beat()  # a request that failed is no stall
             if not last.may_pass or calls == ATTEMPTS:
                 break
             self._sleep(min(max(pause, last.wait_s), LONGEST_PAUSE_S))

@@ -8,8 +8,11 @@ Process 0 alone writes files, but for checkpoints, of which each process writes 
 run's folder must be one that all hosts see.
 """
 
+import os
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import jax
@@ -75,6 +78,23 @@ def agreed(decide: Callable[[], T]) -> T:
     if raised is not None:
         raise raised
     return value
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Where a UserError ends one of several processes, end it at once, with exit code 2.
+
+    To leave in peace would take the others, which wait for it in some program; JAX's coordination
+    service ends them when it is gone.
+    """
+    try:
+        yield
+    except UserError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)
 
 
 def any_of(flag: bool) -> bool:

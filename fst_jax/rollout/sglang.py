@@ -229,6 +229,7 @@ class SGLangEngine:
             try:
                 return attempt()
             except (_Transient, httpx.TransportError, httpx.DecodingError) as error:
+                beat()  # a request that failed is no stall
                 passed = time.monotonic() - began
                 reason = masked(str(error), self._key) or type(error).__name__
                 if passed + pause > self._patience_s or (stop is not None and stop.is_set()):
