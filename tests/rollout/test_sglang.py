@@ -275,7 +275,7 @@ def test_a_server_that_is_killed_and_started_anew(connect, model, folder):
     params = tiny.perturbed(nnx.state(model), seed=4, scale=0.1)
     asked = requests(n=20, max_new_tokens=150, stop_ids=(2, *STOPS))
     with serving(folder, "--weights-root", folder.parent, "--slots", 8) as first:
-        engine = connect(first.url)
+        engine = connect(first.url, patience_s=300.0)
         engine.update_weights(params, 1)
         port = int(first.url.rsplit(":", 1)[1])
         killer = threading.Timer(0.3, first.stop, [signal.SIGKILL])

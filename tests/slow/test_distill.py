@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from fst_jax.config import DistillSettings, ParallelSettings, SlowSettings
+from fst_jax.config import CheckpointSettings, DistillSettings, ParallelSettings, SlowSettings
 from fst_jax.models.attention import attention
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import replicated
@@ -362,7 +362,7 @@ def test_a_refreshed_teacher_is_kept_and_comes_back(tmp_path):
     assert learner.step(pair)["distill_kl"] > 1e-2
     learner.refresh_reference()
     before = host(learner.saved)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(keep=1))
     checkpoints.save(1, learner.saved, {})
     checkpoints.wait()
     assert learner.step(pair)["distill_kl"] == pytest.approx(0, abs=1e-6)

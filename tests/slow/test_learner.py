@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fst_jax.config import SlowSettings
+from fst_jax.config import CheckpointSettings, SlowSettings
 from fst_jax.rollout.engine import Completion, Request
 from fst_jax.rollout.local import LocalEngine
 from fst_jax.slow.advantages import group_advantages
@@ -409,7 +409,7 @@ def test_a_refreshed_reference_is_kept_and_comes_back(place, tmp_path):
     assert learner.step(batch)["kl_k2"] > 1e-3
     before = host(learner.params)
     learner.refresh_reference()
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(keep=1))
     checkpoints.save(1, learner.saved, {})
     checkpoints.wait()
     assert learner.step(batch)["kl_k2"] == pytest.approx(0, abs=1e-9)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from fst_jax.config import ParallelSettings, SlowSettings
+from fst_jax.config import CheckpointSettings, ParallelSettings, SlowSettings
 from fst_jax.parallel.mesh import make_mesh
 from fst_jax.parallel.sharding import on_devices, path_of, replicated
 from fst_jax.slow.learner import Learner
@@ -141,7 +141,7 @@ def test_a_resumed_learner_goes_on_bit_for_bit(settings, tmp_path):
     batch, straight = make_batch(), make_learner(settings)
     for _ in range(2):
         straight.step(batch)
-    saved = Checkpoints(tmp_path, keep=1)
+    saved = Checkpoints(tmp_path, CheckpointSettings(keep=1))
     saved.save(2, tuple(straight.state), {})
     saved.wait()
     wanted = [straight.step(batch) for _ in range(2)]
