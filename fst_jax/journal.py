@@ -89,7 +89,7 @@ class Progress:
             data["step"],
             Leftovers.from_json(data["leftovers"]),
             Totals(**data["totals"]),
-            Guards(**data.get("guards", {})),
+            Guards(**data["guards"]),
         )
 
 
@@ -125,10 +125,7 @@ class Journal:
         self.round_log = RoundLog(self.folder.round)
         seed_prompt = inputs.exam.task.seed_prompt
         self.progress = Progress(Pool.start(seed_prompt, config.population, config.seed))
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._arrays()
-        )
-        saved = self._checkpoints.restore(like)
+        saved = self._checkpoints.restore(self._arrays())
         begun: dict[str, Any] = {"metrics": 0, "samples": 0, "elapsed_s": 0.0}
         host = saved.host if saved else begun
         self._saved: int | None = None  # the newest step of which there is a checkpoint
@@ -266,7 +263,7 @@ class Journal:
             return
         phase("checkpoint")
         if self._metrics:
-            self._metrics.to_disk()
+            to_disk(self.folder.metrics)
             if mark.offsets["samples"]:
                 to_disk(self._samples_of(mark.progress.step))
         host = {"progress": mark.progress.to_json(), "base": self._base, **mark.offsets}

@@ -12,8 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import jax
-
 from fst_jax.errors import RunError
 from fst_jax.lock import Lock
 from fst_jax.parts import load_weights, make_learner, read_inputs
@@ -55,12 +53,9 @@ def learner_of(run: Path) -> Learner:
     learner = make_learner(config, inputs, load_weights(config, inputs))
     if learner is None:
         raise RunError(f"{run} is of a run without a learner: slow.enabled was false")
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner.saved
-    )
     lock = Lock(run)  # a run's unfinished checkpoint would be tidied up
     checkpoints = Checkpoints(run / "checkpoints", config.checkpoint)
-    saved = checkpoints.restore(like)
+    saved = checkpoints.restore(learner.saved)
     checkpoints.close()
     lock.release()
     if saved is None:

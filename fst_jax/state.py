@@ -95,6 +95,9 @@ class Checkpoints:
         Raises:
           RunError: there are steps, and all of them are damaged.
         """
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
         steps = sorted(self._manager.all_steps(read=True), reverse=True)
         failure: Exception | None = None
         damaged = []

@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -81,11 +80,6 @@ class JsonlTracker:
             left = memoryview(line.encode("utf-8") + b"\n")
             while left:  # a disk that fills up takes a part
                 left = left[self._file.write(left) :]
-
-    def to_disk(self) -> None:
-        """Have every line on the disk, before a checkpoint counts on them."""
-        with writing(Path(self._file.name)):
-            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
