@@ -21,7 +21,7 @@ FLOAT32 = 4
 def describe(config: Config, inputs: Inputs) -> str:
     """The text of a dry run; loads no weights and compiles nothing."""
     model, rollout = inputs.model, config.rollout
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
+    count = parameters(model)
     dtype_bytes = 2 if config.model.dtype == "bfloat16" else FLOAT32
     kv_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype_bytes
 
@@ -78,6 +78,21 @@ def describe(config: Config, inputs: Inputs) -> str:
         "  drift from the base, for evaluation",
     ]
     return "\n".join(lines)
+
+
+def welcome(config: Config, inputs: Inputs) -> str:
+    """What a run says at its start: what is loaded, onto what, and why the first step is slow."""
+    devices = inputs.mesh.devices.flat
+    return (
+        f"{config.model.path}: {parameters(inputs.model) / 1e6:.1f} M parameters, on "
+        f"{len(devices)} × {devices[0].device_kind}; task {inputs.exam.task.name}\n"
+        "programs are compiled when they are first needed: the first of each phase takes longer"
+    )
+
+
+def parameters(model: ModelConfig) -> int:
+    """How many numbers the decoder holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
 
 
 def _learner_bytes(config: Config, model: ModelConfig) -> dict[str, int]:

@@ -11,6 +11,7 @@ sampler, while servers, scorers and the reflector are waited for.  An update of 
 
 import signal
 import sys
+import threading
 import time
 from types import FrameType, TracebackType
 
@@ -48,7 +49,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         StopRequest._entered = self
-        for number in _SIGNALS:
+        # Python hears signals in its main thread alone.
+        heard = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        for number in heard:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it for SIGHUP
                 self._previous[number] = signal.signal(number, self._handle)
         return self

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -34,18 +33,26 @@ from fst_jax.models.peft import save_adapter
 from fst_jax.parallel.chips import utilisation
 from fst_jax.parallel.distributed import agreed, is_main
 from fst_jax.parts import Inputs
-from fst_jax.rollout.plain import readable
+from fst_jax.rollout.plain import as_text, readable
 from fst_jax.rollout.rollouts import Rollout, Spent
 from fst_jax.run_folder import RunFolder
 from fst_jax.slow import offending
 from fst_jax.slow.guards import Guards, Stop, watch
 from fst_jax.slow.learner import Learner
 from fst_jax.state import Checkpoints
-from fst_jax.tracking import END, ConsoleTracker, JsonlTracker, Trackers, extra_trackers
+from fst_jax.tracking import (
+    END,
+    JsonlTracker,
+    Tracker,
+    Trackers,
+    extra_trackers,
+    plain,
+)
 from fst_jax.watchdog import phase
 from fst_jax.writing import to_disk, writing
 
 SAMPLED_PROBLEMS = 2  # problems per step whose rollouts are written to samples/
+SHOWN_ROLLOUTS = 8  # at a time, in trackers
 
 
 @dataclass
@@ -109,10 +116,18 @@ class _Mark:
 class Journal:
     """The open run folder; every process of a run has one, and process 0 writes."""
 
-    def __init__(self, config: Config, inputs: Inputs, learner: Learner | None, base: Any):
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        learner: Learner | None,
+        base: Any,
+        shown: Tracker,
+    ):
         """Create the folder or go on in it: restores θ into `learner`, and `progress`.
 
-        `base` is θ0, which a run that goes on must find as it was.
+        `base` is θ0, which a run that goes on must find as it was; `shown` is what its user sees,
+        closed with the journal.
 
         Raises:
           RunError: the folder belongs to another config or cannot be used.
@@ -152,20 +167,16 @@ class Journal:
         # Why the newest step is to be the last, and its rollouts.
         self._stop: tuple[Stop, Sequence[Sequence[Rollout]]] | None = None
         self._metrics: JsonlTracker | None = None
-        self._trackers = Trackers([])
+        self._trackers = Trackers([shown])
+        self._events: list[dict[str, Any]] = []
         if self.finished:
             return
         agreed(lambda: self._drop_later_files(host["samples"]))
         if is_main():
             first_step = self.progress.step + (saved is not None)
             self._metrics = JsonlTracker(self.folder.metrics, host["metrics"], host["elapsed_s"])
-            self._trackers = Trackers(
-                [
-                    self._metrics,
-                    ConsoleTracker(config.train.steps),
-                    *extra_trackers(config, self.folder.path, asdict(config), first_step),
-                ]
-            )
+            extra = extra_trackers(config, self.folder.path, asdict(config), first_step)
+            self._trackers = Trackers([self._metrics, shown, *extra])
 
     def _take(self) -> None:
         """Have the folder for this run alone, and only then write into it."""
@@ -177,7 +188,14 @@ class Journal:
 
     def log(self, event: str, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl for the current step, and its copies elsewhere."""
-        self._trackers.log(event, self.progress.step, values)
+        step = self.progress.step
+        self._events.append({"event": event, "step": step, **plain(values)})
+        self._trackers.log(event, step, values)
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """The events since the last call, in plain values."""
+        events, self._events = self._events, []
+        return events
 
     def fast_round(self, report: EvolveReport, task: str, spent: Spent, seconds: float) -> None:
         """Record a fast round: its event, and pool/<step>.json, Φ from this step on."""
@@ -193,6 +211,8 @@ class Journal:
             path = self.folder.pool / f"{self.progress.step}.json"
             with writing(path):
                 self.progress.pool.save(path)
+        in_use = dict.fromkeys(prompt.text for prompt in self.progress.pool.active_prompts)
+        self._trackers.show("prompts", self.progress.step, list(in_use))
 
     def slow_step(
         self,
@@ -275,9 +295,18 @@ class Journal:
                 alpha, base = self._config.slow.lora_alpha, self._config.model.path
                 save_adapter(self.folder.adapter, self._learner.adapters, alpha, base)
 
+    def wait(self) -> None:
+        """Until what is being saved is on disk.
+
+        Raises:
+          RunError: it could not be written.
+        """
+        phase("checkpoint")
+        self._checkpoints.wait()
+
     def finish(self) -> None:
         """Note that the run has come to its end, when everything is on disk."""
-        self._checkpoints.wait()
+        self.wait()
         self.log(END, {})
         self.finished = True
 
@@ -310,17 +339,12 @@ class Journal:
         with writing(self.folder.exports):
             self._export(self.folder.exports / str(self.progress.step))
 
-    def __enter__(self) -> "Journal":
-        return self
+    def close(self, error: BaseException | None = None) -> None:
+        """Finish writing, and let others use the folder; `error` is what ended the run, if any.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Finish writing, and let others use the folder."""
-        phase("checkpoint")
+        Raises:
+          RunError: the last checkpoint could not be written, and there was no other error.
+        """
         try:
             self._checkpoints.close()
         except RunError:
@@ -328,8 +352,10 @@ class Journal:
                 raise
         finally:
             self._trackers.close()
+            self._trackers = Trackers([])
             if self._lock:
                 self._lock.release()
+                self._lock = None
 
     def _keep_step(self, folder: Path, groups: Sequence[Sequence[Rollout]]) -> None:
         """Save the newest step, so that it can be computed again."""
@@ -337,16 +363,18 @@ class Journal:
         with writing(folder):
             offending.save(folder, self._learner.minibatches, groups)
 
-    def _show(self, event: str, rollouts: Sequence[Rollout], origin: dict[str, Any]) -> None:
+    def _show(self, event: str, rollouts: Sequence[Rollout], apart: dict[str, Any]) -> None:
         """Append rollouts to the step's samples, for a reader."""
         if not is_main():
             return
         step = self.progress.step
-        origin = {"event": event, "step": step, **origin}
+        origin = {"event": event, "step": step, **apart}
         lines = [json.dumps(origin | readable(each), ensure_ascii=False) for each in rollouts]
         path = self._samples_of(step)
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
+        name = "/".join(["rollouts", event, *(str(value) for value in apart.values())])
+        self._trackers.show(name, step, [as_text(each) for each in rollouts[:SHOWN_ROLLOUTS]])
 
     def _samples_of(self, step: int) -> Path:
         return self.folder.samples / f"{step}.jsonl"

@@ -125,10 +125,22 @@ class _Reader:
         except BadYaml as bad:
             self.problem(_COMMAND_LINE, name, f"not valid YAML: {bad}")
             return
+        self._merge(key, name, raw, _COMMAND_LINE)
+
+    def change(self, name: str, value: Any, place: str) -> None:
+        """Take in a value that is one already."""
+        key = schema.owner(name)
+        if key is None:
+            self.unknown(place, name)
+        else:
+            self._merge(key, name, value, place)
+
+    def _merge(self, key: str, name: str, raw: Any, place: str) -> None:
+        """Put a setting, or the entry `name` of one that is a mapping."""
         for part in reversed(name.removeprefix(key).split(".")[1:]):
             raw = {part: raw}
-        base = self.values.get(key, setting.default)
-        self.put(key, _merged(base, raw), _COMMAND_LINE)
+        base = self.values.get(key, schema.settings()[key].default)
+        self.put(key, _merged(base, raw), place)
 
     def no_value(self, name: str, known: bool) -> None:
         """Note a `--name` at the end of the arguments or before another one."""
@@ -206,14 +218,33 @@ def load(
     return reader.config(), given
 
 
-def load_file(path: str | Path) -> Config:
-    """The Config of a file alone.
+def load_file(
+    path: str | Path = DEFAULT_CONFIG, changes: Mapping[str, Any] | None = None
+) -> Config:
+    """The Config of a YAML file, with `changes` by dotted key, as {"train.steps": 24}.
+
+    A path configs/… that does not exist here means the file in the package.
 
     Raises:
       ConfigError: naming every problem and its line.
     """
     reader = _Reader()
     reader.read_file(shipped.found(Path(path)))
+    for name, value in (changes or {}).items():
+        reader.change(name, value, "changes")
+    return reader.config()
+
+
+def checked(config: Config) -> Config:
+    """A Config that was made in code, looked over, types included.
+
+    Raises:
+      ConfigError: naming every problem.
+    """
+    reader = _Reader()
+    for key in schema.settings():
+        section, _, name = key.rpartition(".")
+        reader.put(key, getattr(getattr(config, section) if section else config, name), "Config")
     return reader.config()
 
 

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 from fst_jax.config import Config
-from fst_jax.journal import Progress
+from fst_jax.display import CONTEXTS
+from fst_jax.fast.pool import Pool
 from fst_jax.run_folder import RunFolder
 
 COLUMN = 16
-CONTEXTS = {"none": "no prompt", "seed": "seed prompt", "pool": "evolved prompts"}
 
 
 def resume_command(folder: RunFolder) -> str:
@@ -16,11 +16,11 @@ def resume_command(folder: RunFolder) -> str:
     return f"python -m fst_jax.train --config {folder.config}"
 
 
-def print_summary(folder: RunFolder, config: Config, progress: Progress, finished: bool) -> None:
+def print_summary(folder: RunFolder, config: Config, step: int, pool: Pool, finished: bool) -> None:
     """Print the four quadrants, the seed beside the evolved prompts, and where the files are."""
     print()
     if not finished:
-        print(f"stopped after step {progress.step} of {config.train.steps}; to go on:")
+        print(f"stopped after step {step} of {config.train.steps}; to go on:")
         print(f"  {resume_command(folder)}")
         return
     evaluations = [event for event in _events(folder) if event["event"] == "eval"]
@@ -31,10 +31,8 @@ def print_summary(folder: RunFolder, config: Config, progress: Progress, finishe
         own = [event for event in evaluations if event["task"] == task]
         print("\n".join(quadrants(own)))
     if config.fast.enabled:
-        print("\nseed prompt\n" + _indented(progress.pool.seed.text))
-        for rank, prompt in enumerate(
-            {p.id: p for p in progress.pool.active_prompts}.values(), start=1
-        ):
+        print("\nseed prompt\n" + _indented(pool.seed.text))
+        for rank, prompt in enumerate({p.id: p for p in pool.active_prompts}.values(), start=1):
             source = "the seed itself" if prompt.origin == "seed" else f"by {prompt.origin}"
             print(f"\nprompt {rank} ({source}, {prompt.mean_score:.3f} on its anchors)")
             print(_indented(prompt.text))

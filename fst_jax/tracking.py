@@ -10,8 +10,10 @@ import importlib.util
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -23,10 +25,14 @@ END = "end"  # the event of a run that has come to its end, its last
 
 
 class Tracker(Protocol):
-    """Takes the numbers of one event: `step`, `evolve`, `eval`, `end`."""
+    """Takes the numbers of events, `step`, `evolve`, `eval`, `end`, and texts to be read."""
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Record `values` (numbers, text, and lists and dicts of them) of a step."""
+        ...
+
+    def show(self, name: str, step: int, texts: Sequence[str]) -> None:
+        """Record texts of a step: `prompts`, those in use, the best first; or `rollouts/…`."""
         ...
 
     def close(self) -> None:
@@ -81,6 +87,9 @@ class JsonlTracker:
             while left:  # a disk that fills up takes a part
                 left = left[self._file.write(left) :]
 
+    def show(self, name: str, step: int, texts: Sequence[str]) -> None:
+        """Nothing: pool/ and samples/ have them."""
+
     def close(self) -> None:
         self._file.close()
 
@@ -112,6 +121,9 @@ class ConsoleTracker:
             print("  ".join(part for part in parts if part), file=self._stream, flush=True)
         if event == "step":
             self._warn(values.get("warnings", []))
+
+    def show(self, name: str, step: int, texts: Sequence[str]) -> None:
+        """Nothing: lines are for numbers."""
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -158,6 +170,11 @@ class TensorBoardTracker:
         for name, value in numbers(plain(values)):
             self._writer.add_scalar(f"{_group(event, values)}/{name}", value, step)
 
+    def show(self, name: str, step: int, texts: Sequence[str]) -> None:
+        # Indented text is shown as it stands; what is not may be taken for Markdown.
+        blocks = (textwrap.indent(text, "    ", lambda line: True) for text in texts)
+        self._writer.add_text(name, "\n\n---\n\n".join(blocks), step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -177,6 +194,7 @@ class WandbTracker:
             raise ConfigError(_missing("tracking.wandb_project", "wandb")) from error
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / "page_id"
+        self._html = wandb.Html
         self._run = wandb.init(
             project=project,
             name=name,
@@ -192,6 +210,10 @@ class WandbTracker:
         scalars = {f"{group}/{name}": value for name, value in numbers(plain(values))}
         self._run.log(scalars, step=step)
 
+    def show(self, name: str, step: int, texts: Sequence[str]) -> None:
+        blocks = (f"<pre style='white-space: pre-wrap'>{escape(text)}</pre>" for text in texts)
+        self._run.log({name: self._html("<hr>".join(blocks))}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -205,6 +227,10 @@ class Trackers:
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         for tracker in self._trackers:
             tracker.log(event, step, values)
+
+    def show(self, name: str, step: int, texts: Sequence[str]) -> None:
+        for tracker in self._trackers:
+            tracker.show(name, step, texts)
 
     def close(self) -> None:
         for tracker in self._trackers:

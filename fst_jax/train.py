@@ -10,13 +10,16 @@ and `fast.enabled` switch either half off; with `distill.enabled` (FST-distill)
 rollouts are sampled without the prompts, and θ moves towards the frozen model
 under them.  Running the same command again resumes; with more `train.steps`,
 it goes on.
+
+In Python a run is `Run(config)`; `for step in run` takes its steps one by one.
 """
 
 import contextlib
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fst_jax.settings import answer_help, command, load
@@ -27,28 +30,23 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds
 
 import jax
 import numpy as np
-from flax import nnx
 
 from fst_jax.compiles import compiles
 from fst_jax.config import Config
 from fst_jax.dry_run import describe
 from fst_jax.errors import EngineError, Interrupted, ReflectionError, RunError, TaskError
-from fst_jax.evaluate import Evaluator
 from fst_jax.fast.bridge import RollOut
 from fst_jax.fast.evolve import evolve
 from fst_jax.fast.pool import Pool
-from fst_jax.fast.reflect import reflector_for
 from fst_jax.fast.reuse import Leftovers
 from fst_jax.fast.round_log import RoundLog
-from fst_jax.fast.validate import Validator
 from fst_jax.interrupt import StopRequest
-from fst_jax.journal import Journal, Progress
+from fst_jax.journal import Progress
 from fst_jax.parallel.distributed import agreed, any_of, is_main, leaving_together, start
-from fst_jax.parallel.sharding import on_devices
-from fst_jax.parts import load_weights, make_actor, make_learner, make_parity, read_inputs
+from fst_jax.parts import read_inputs
 from fst_jax.rollout.exam import Exam
-from fst_jax.rollout.parity import Parity
 from fst_jax.rollout.rollouts import Actor, Rollout, Sampling
+from fst_jax.run import OpenRun, sync, texts
 from fst_jax.run_folder import RunFolder
 from fst_jax.slow.groups import followers, group_metrics, samples_of
 from fst_jax.slow.learner import Learner
@@ -64,69 +62,96 @@ from fst_jax.slow.packing import (
     split_problems,
 )
 from fst_jax.summary import print_summary, resume_command
-from fst_jax.tasks.order import ProblemOrder, StagedOrder
-from fst_jax.tasks.stream import Stream, stages_of
+from fst_jax.tasks.stream import Stream
 from fst_jax.tasks.task import Problem
 from fst_jax.watchdog import Watchdog, notice_of, phase
 
 
-def train(config: Config) -> bool:
-    """Run Algorithm 1 from where the run folder stands to `train.steps`; whether it got there."""
-    inputs = read_inputs(config)
-    exam, model = inputs.exam, load_weights(config, inputs)
-    learner = make_learner(config, inputs, model)  # θ
-    base = learner.reference if learner else nnx.state(model)  # θ0
-    actor = make_actor(config, inputs, model)  # y ~ π_θ(·|x,φ) and r(x,y)
-    parity = make_parity(config, inputs, actor, model)
-    kept = RunFolder.of(config).reflections
-    reflector = reflector_for(config, exam.chat.count, exam.shown, kept)  # π_ref
-    longest, holds_control = config.fast.max_prompt_tokens, exam.chat.holds_control
-    validator = Validator(exam.chat.count, exam.chat.control_tokens, longest, holds_control)
-    evaluator = Evaluator(config, inputs, actor, nnx.graphdef(model), base)
-    order = problem_order(config, exam)  # D
-    journal = Journal(config, inputs, learner, base)
-    progress = journal.progress  # the step, and Φ = {φ_seed} at first
+@dataclass(frozen=True)
+class Step:
+    """What one step of a run has recorded, in the events and keys of metrics.jsonl."""
 
-    def weights() -> Any:
-        return learner.params if learner else base
+    number: int  # steps done, this one included
+    metrics: Mapping[str, Any]  # the event `step`; empty where θ is frozen
+    fast_round: Mapping[str, Any] | None  # the event `evolve`, if the step began with a fast round
+    evaluations: tuple[Mapping[str, Any], ...]  # the events `eval` since the step before
 
-    def prompted() -> Any:  # who reads Φ: θ itself, or the teacher of a θ that does without
-        return learner.reference if learner and config.distill.enabled else weights()
 
-    def held_out(params: Any, name: str, context: str) -> None:
-        params = on_devices(params)  # the base may wait elsewhere
-        sync(actor, parity, params, progress.step)
-        phase("evaluate")
-        prompts = {"none": [""], "seed": [exam.task.seed_prompt], "pool": texts(progress.pool)}
-        for values, shown in evaluator(params, prompts[context]):
-            journal.evaluation({"weights": name, "context": context, **values}, shown)
-        actor.take_spent()
+class Run(OpenRun):
+    """A run that learns; one that was interrupted is taken up where it stands."""
 
-    constant = ["none", "seed"] if config.unprompted else ["seed"]  # contexts beside Φ
+    def train(self) -> bool:
+        """Take all steps that are left; whether the run came to its end, or was asked to stop."""
+        for _ in self:
+            pass
+        return self.finished
 
-    def held_out_now() -> None:
-        for context in constant if learner else []:
-            held_out(weights(), "trained", context)
-        if config.fast.enabled:
-            held_out(weights(), "trained" if learner else "base", "pool")
+    def __iter__(self) -> Iterator[Step]:
+        """Algorithm 1, from where the run stands to `train.steps`, or until it is asked to stop.
 
-    def look(step: int) -> None:
-        if step == 0:
-            for context in constant:
-                held_out(base, "base", context)
-        elif step == config.train.steps:
-            if learner and config.fast.enabled:
-                held_out(base, "base", "pool")
-            held_out_now()
-        elif due(step, config.eval.every):
-            held_out_now()
+        Whoever leaves before the end may go on later; what was done is saved.
 
-    def advance(step: int) -> None:
-        evolve_s = 0.0
+        Raises:
+          RunError: a guard stopped the run, or it was left in the middle of a step.
+          UserError: a server, the reflector or the task failed; the newest whole step is saved.
+        """
+        if not self._between_steps:
+            raise RunError(
+                f"the run of {self.folder} was left in the middle of a step: close it, and open it "
+                "again to go on from the step before"
+            )
+        config, journal, progress = self.config, self._journal, self._progress
+        stop = StopRequest(config.watch.stop_within_s)
+        begun = False
+        with stop, watched(config, journal.folder, stop):
+            try:
+                while not journal.finished:
+                    step = progress.step
+                    journal.heed_guards()
+                    journal.mark()
+                    last, leaving = step == config.train.steps, any_of(stop.requested)
+                    saves = due(step, config.checkpoint.every) and not progress.guards.in_doubt
+                    if last or leaving or saves:
+                        journal.checkpoint()
+                    if leaving:
+                        break
+                    self._look(step)
+                    if last:
+                        journal.finish()
+                    if begun:
+                        phase("between steps")
+                        yield recorded(step, journal.take_events())
+                    if not last:
+                        self._advance(step)
+                        begun = True
+                journal.wait()
+            except Interrupted:  # the step was not done in time, and is taken again
+                journal.checkpoint()
+                journal.wait()
+            except GeneratorExit:  # whoever asks for the steps has enough of them
+                journal.checkpoint()
+                journal.wait()
+                raise
+            except (EngineError, ReflectionError, TaskError):  # which all processes have
+                journal.checkpoint()
+                raise
+            except Exception:
+                if jax.process_count() == 1:  # what was done before is not lost
+                    with contextlib.suppress(RunError):  # what went wrong first is told
+                        journal.checkpoint()
+                raise
+
+    def _advance(self, step: int) -> None:
+        """One turn of Algorithm 1: a fast round, if a cycle begins, and a step on θ."""
+        config, learner, progress = self.config, self._learner, self._progress
+        order, actor, parity, journal = self._order, self._actor, self._parity, self._journal
+        self._between_steps, evolve_s = False, 0.0
         if order.begins_stage(step):
-            forget(exam, progress, learner)
+            forget(self._exam, progress, learner)
         evolves = config.fast.enabled and order.begins_cycle(step, config.fast.cycle_steps)
-        sync_s = sync(actor, parity, prompted() if evolves else weights(), step)
+        # Who reads Φ: θ itself, or the teacher of a θ that does without.
+        prompted = learner.reference if learner and config.distill.enabled else self.params
+        sync_s = sync(actor, parity, prompted if evolves else self.params, step)
 
         if evolves:
             anchors = order.look_ahead(step, config.fast.cycle_steps)[: config.fast.anchors]
@@ -134,14 +159,15 @@ def train(config: Config) -> bool:
             phase("evolve", step)
             roll_out = round_sampler(config, actor, journal.round_log, step)
             progress.pool, report = evolve(  # Φ_c → Φ_c+1, anchored on L_c, by one light GEPA round
-                progress.pool, anchors, roll_out, reflector, validator, config.fast, step, step
-            )
+                progress.pool, anchors, roll_out, self._reflector, self._validator, config.fast,
+                step, step,
+            )  # fmt: skip
             if config.fast.reuse:
                 progress.leftovers = Leftovers.of_round(report.rollouts, progress.pool)
             evolve_s = time.monotonic() - began
             journal.fast_round(report, order.label(step), actor.take_spent(), evolve_s)
             if config.distill.enabled:
-                sync_s += sync(actor, parity, weights(), step)
+                sync_s += sync(actor, parity, self.params, step)
 
         if learner:
             phase("rollout", step)
@@ -149,9 +175,9 @@ def train(config: Config) -> bool:
             began = time.monotonic()
             phase("train", step)
             if config.distill.enabled:
-                metrics = distill_step(config, exam, learner, groups, progress.pool)
+                metrics = distill_step(config, self._exam, learner, groups, progress.pool)
             else:
-                metrics = slow_step(config, exam, learner, groups)  # one step on θ, by CISPO
+                metrics = slow_step(config, self._exam, learner, groups)  # one step, by CISPO
             metrics["task"] = order.label(step)
             metrics |= {"sync_mismatch": parity.last} if parity else {}
             seconds = {"train": time.monotonic() - began, "sync": sync_s, "evolve": evolve_s}
@@ -162,45 +188,40 @@ def train(config: Config) -> bool:
         progress.step = step + 1
         if due(progress.step, config.checkpoint.export_every):
             journal.keep_weights()
+        self._between_steps = True
 
-    stop = StopRequest(config.watch.stop_within_s)
-    with stop, watched(config, journal.folder, stop), journal:
-        try:
-            while not journal.finished:
-                step = progress.step
-                journal.heed_guards()
-                journal.mark()
-                last, leaving = step == config.train.steps, any_of(stop.requested)
-                saves = due(step, config.checkpoint.every) and not progress.guards.in_doubt
-                if last or leaving or saves:
-                    journal.checkpoint()
-                if leaving:
-                    break
-                look(step)
-                if last:
-                    journal.finish()
-                else:
-                    advance(step)
-        except Interrupted:  # the step was not done in time, and is taken again
-            journal.checkpoint()
-        except (EngineError, ReflectionError, TaskError):  # which all processes have
-            journal.checkpoint()
-            raise
-        except Exception:
-            if jax.process_count() == 1:  # what was done before is not lost
-                with contextlib.suppress(RunError):  # what went wrong first is told
-                    journal.checkpoint()
-            raise
-    if is_main():
-        print_summary(journal.folder, config, progress, journal.finished)
-    return journal.finished
+    def _look(self, step: int) -> None:
+        """The evaluations of a step, if it has any that are not made."""
+        config, learner = self.config, self._learner
+        if self._looked == step:  # by an iteration before this one
+            return
+        self._between_steps = False
+        constant = ["none", "seed"] if config.unprompted else ["seed"]  # contexts beside Φ
+        last = step == config.train.steps
+        if step == 0:
+            for context in constant:
+                self._record("base", context)
+        elif last or due(step, config.eval.every):
+            if last and learner and config.fast.enabled:
+                self._record("base", "pool")
+            for context in constant if learner else []:
+                self._record("trained", context)
+            if config.fast.enabled:
+                self._record("trained" if learner else "base", "pool")
+        self._looked, self._between_steps = step, True
+
+    def _record(self, weights: str, context: str) -> None:
+        for values, shown in self._held_out(weights, context):
+            values = {"weights": weights, "context": context, **values}
+            self._journal.evaluation(values, shown)
 
 
-def problem_order(config: Config, exam: Exam) -> StagedOrder:
-    """The minibatches of the run, stage by stage; any task but a stream is one stage."""
-    stages, per_step = stages_of(exam.task), config.rollout.problems_per_step
-    orders = [ProblemOrder(stage.train, per_step, config.seed, exam.fits) for stage in stages]
-    return StagedOrder(orders, [stage.steps for stage in stages], [stage.label for stage in stages])
+def recorded(number: int, events: Sequence[Mapping[str, Any]]) -> Step:
+    """A step's events as one."""
+    steps, rounds, looks = (
+        [event for event in events if event["event"] == kind] for kind in ("step", "evolve", "eval")
+    )
+    return Step(number, next(iter(steps), {}), next(iter(rounds), None), tuple(looks))
 
 
 def forget(exam: Exam, progress: Progress, learner: Learner | None) -> None:
@@ -211,20 +232,6 @@ def forget(exam: Exam, progress: Progress, learner: Learner | None) -> None:
         progress.pool, progress.leftovers = progress.pool.restarted(stream.seed_prompt), Leftovers()
     if stream.reset_optimizer and learner:
         learner.reset_optimizer()
-
-
-def sync(actor: Actor, parity: Parity | None, params: Any, version: int) -> float:
-    """Serve the newest θ, and see that a served model agrees; returns the seconds that it took.
-
-    Raises:
-      EngineError: a server does not, or cannot be reached.
-    """
-    began = time.monotonic()
-    phase("sync", version)
-    actor.engine.update_weights(params, version)
-    if parity:
-        parity(params)
-    return time.monotonic() - began
 
 
 def sample_groups(
@@ -323,11 +330,6 @@ def watched(config: Config, folder: RunFolder, stop: StopRequest) -> Watchdog:
     return Watchdog(folder.path, settings.stall_s, resume, is_main(), noticed, stop.ask)
 
 
-def texts(pool: Pool) -> list[str]:
-    """The K prompts of Φ."""
-    return [prompt.text for prompt in pool.active_prompts]
-
-
 def training(config: Config) -> Sampling:
     """Full support at the training temperature, so that importance ratios are unbiased."""
     return Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
@@ -354,7 +356,10 @@ def main(arguments: list[str]) -> int:
             print(described)
         return 0
     with leaving_together():
-        finished = train(config)
+        with Run(config) as run:
+            finished = run.train()
+        if is_main():
+            print_summary(RunFolder.of(config), config, run.step, run.pool, finished)
     return 0 if finished else config.watch.stopped_exit
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,10 +29,28 @@ _GRACE_S = 30.0  # from a stall to its end by faulthandler
 _PRINT_S = 10.0  # in which the stacks are printed
 
 
+@dataclass
+class Doing:
+    """What this process is at."""
+
+    phase: str = "start"
+    step: int = 0
+    beats: int = 0
+    began: float = 0.0  # the phase, on the monotonic clock
+    moved: float = 0.0  # something
+    elsewhere: bool = False  # whether another process does the work
+
+
+_now = Doing(began=time.monotonic(), moved=time.monotonic())
+
+
+def doing() -> Doing:
+    """What this process is at, now and in future: always the same object."""
+    return _now
+
+
 class Watchdog:
     """While entered, a thread watches the phases of this process."""
-
-    _entered: "Watchdog | None" = None  # the one that `phase` and `beat` speak to
 
     def __init__(
         self,
@@ -53,19 +72,16 @@ class Watchdog:
         """
         self._folder, self._stall_s, self._resume = folder, dict(stall_s), resume
         self._writes, self._noticed, self._leave = writes, noticed, leave
-        self._phase, self._step, self._beats = "start", 0, 0
-        self._elsewhere = False  # whether another process does the work
-        self._began = self._moved = time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        Watchdog._entered = self
+        phase("start", 0)
+        _now.beats = 0
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        Watchdog._entered = None
         self._end.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -76,8 +92,8 @@ class Watchdog:
         written = asked = -_WRITE_S
         while not self._end.wait(_LOOK_S):
             now = time.monotonic()
-            if self._limit and now - self._moved > self._limit:
-                self._stalled(now - self._moved)
+            if self._limit and now - _now.moved > self._limit:
+                self._stalled(now - _now.moved)
             if now - written >= _WRITE_S:
                 written = now
                 self._arm()
@@ -90,7 +106,7 @@ class Watchdog:
 
     @property
     def _limit(self) -> float:
-        return 0.0 if self._elsewhere else self._stall_s.get(self._phase, 0.0)
+        return 0.0 if _now.elsewhere else self._stall_s.get(_now.phase, 0.0)
 
     def _arm(self) -> None:
         """Have the process ended if even this thread cannot run any more."""
@@ -102,11 +118,11 @@ class Watchdog:
     def _write(self, now: float) -> None:
         beat = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "step": self._step,
-            "phase": self._phase,
-            "phase_s": round(now - self._began, 1),
-            "idle_s": round(now - self._moved, 1),  # since something moved
-            "beats": self._beats,
+            "step": _now.step,
+            "phase": _now.phase,
+            "phase_s": round(now - _now.began, 1),
+            "idle_s": round(now - _now.moved, 1),  # since something moved
+            "beats": _now.beats,
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
@@ -127,8 +143,8 @@ class Watchdog:
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback(sys.__stderr__)
         print(
-            f"error: nothing has moved in phase {self._phase} of step {self._step} for "
-            f"{idle_s:.0f} s, and watch.stall_s.{self._phase} is {self._limit:g}; the stacks of "
+            f"error: nothing has moved in phase {_now.phase} of step {_now.step} for "
+            f"{idle_s:.0f} s, and watch.stall_s.{_now.phase} is {self._limit:g}; the stacks of "
             f"all threads are above and in {path}; to go on:\n  {self._resume}",
             file=sys.stderr,
             flush=True,
@@ -138,33 +154,26 @@ class Watchdog:
 
 def phase(name: str, step: int | None = None) -> None:
     """Say what is done now, and of which step."""
-    dog = Watchdog._entered
-    if dog is not None:
-        beat()  # first: the watchdog may look in between
-        dog._phase, dog._began = name, dog._moved
-        dog._step = dog._step if step is None else step
+    beat()  # first: the watchdog may look in between
+    _now.phase, _now.began = name, _now.moved
+    _now.step = _now.step if step is None else step
 
 
 def beat() -> None:
     """Say that something moved."""
-    dog = Watchdog._entered
-    if dog is not None:
-        dog._beats += 1
-        dog._moved = time.monotonic()
+    _now.beats += 1
+    _now.moved = time.monotonic()
 
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
     """While another process works, whose own watchdog looks, this one need not move."""
-    dog = Watchdog._entered
-    if dog is not None:
-        dog._elsewhere = True
+    _now.elsewhere = True
     try:
         yield
     finally:
-        if dog is not None:
-            beat()
-            dog._elsewhere = False
+        beat()
+        _now.elsewhere = False
 
 
 def notice_of(url: str | None) -> Callable[[], bool]:

@@ -2,8 +2,8 @@
 
 import io
 import json
+import struct
 import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -157,15 +157,19 @@ def test_trackers_pass_events_on():
         def log(self, event, step, values):
             self.heard.append((event, step, values))
 
+        def show(self, name, step, texts):
+            self.heard.append((name, step, texts))
+
         def close(self):
             self.heard.append("closed")
 
     listeners = [Listener(), Listener()]
     trackers = Trackers(listeners)
     trackers.log("step", 1, {"a": 2})
+    trackers.show("prompts", 1, ["Answer."])
     trackers.close()
     for listener in listeners:
-        assert listener.heard == [("step", 1, {"a": 2}), "closed"]
+        assert listener.heard == [("step", 1, {"a": 2}), ("prompts", 1, ["Answer."]), "closed"]
 
 
 def test_extra_trackers_that_are_not_installed(tmp_path, monkeypatch):
@@ -177,54 +181,97 @@ def test_extra_trackers_that_are_not_installed(tmp_path, monkeypatch):
             extra_trackers(Config(tracking=settings), tmp_path, {})
 
 
-def test_tensorboard(tmp_path, monkeypatch):
-    written, opened = [], []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            opened.append((folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
-
-        def close(self):
-            written.append("closed")
-
-    module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
-    monkeypatch.setitem(sys.modules, "tensorboardX", module)
-    tracker = TensorBoardTracker(tmp_path, first_step=5)
+def logged(tracker):
+    """The same events for every tracker."""
     tracker.log("step", 5, {"loss": np.float32(0.5), "seconds": {"train": 2}, "note": "x"})
     tracker.log("eval", 5, {"task": "star_graph", "context": "seed", "mean_at_k": 1.0})
+    tracker.show("prompts", 5, ["Be *brief*.\n\n  <b>Now</b>", "Löse es."])
     tracker.close()
-    assert opened == [(str(tmp_path), 5)]
-    assert written == [
-        ("step/loss", 0.5, 5),
-        ("step/seconds/train", 2, 5),
-        ("eval/star_graph/seed/mean_at_k", 1.0, 5),
-        "closed",
-    ]
 
 
-def test_wandb_goes_on_in_the_same_page(tmp_path, monkeypatch):
-    calls = []
+def tensorboard_events(folder):
+    """What TensorBoard finds, file by file: TFRecords of 8 bytes' length, 4 of CRC, data, CRC."""
+    from tensorboardX.proto.event_pb2 import Event
 
-    class Page:
-        id = "abc"
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event = Event()
+            event.ParseFromString(data[12 : 12 + size])
+            yield event
+            data = data[16 + size :]
 
-        def log(self, values, step):
-            calls.append((values, step))
 
-        def finish(self):
-            calls.append("finished")
+def test_tensorboard(tmp_path):
+    logged(TensorBoardTracker(tmp_path, first_step=5))
+    events = list(tensorboard_events(tmp_path))
+    values = {v.tag: v for event in events for v in event.summary.value}
+    scalars = {tag: v.simple_value for tag, v in values.items() if v.HasField("simple_value")}
+    assert scalars == {
+        "step/loss": 0.5,
+        "step/seconds/train": 2.0,
+        "eval/star_graph/seed/mean_at_k": 1.0,
+    }
+    # Markdown's code blocks: shown as they stand, the markup too.
+    (text,) = values["prompts/text_summary"].tensor.string_val
+    first, second = text.decode().split("\n\n---\n\n")
+    assert first == "    Be *brief*.\n    \n      <b>Now</b>" and second == "    Löse es."
+    # What an earlier process wrote from step 5 on is hidden.
+    assert [e.step for e in events if e.session_log.status == e.session_log.START] == [5]
+    assert {event.step for event in events if event.summary.value} == {5}
 
-    def init(**options):
-        calls.append(options["id"])
-        return Page()
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    for _ in range(2):
-        tracker = WandbTracker("project", "run", tmp_path / "wandb", {"seed": 0})
-        tracker.log("step", 1, {"loss": np.float32(0.5), "pool": [1]})
-        tracker.close()
-    once = [({"step/loss": 0.5}, 1), "finished"]
-    assert calls == [None, *once, "abc", *once]
+@pytest.fixture
+def wandb_offline(monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield wandb
+    wandb.teardown()
+
+
+def wandb_records(path):
+    """What is in W&B's own file: after 7 bytes, records as in the logs of LevelDB.
+
+    Blocks of 32 KiB; a piece has 4 bytes of CRC, 2 of length, 1 of kind (all of a record, its
+    first piece, one between, its last).
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, pieces = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        pieces += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(pieces)
+            pieces = b""
+            yield record
+
+
+def test_wandb_offline(tmp_path, wandb_offline):
+
+    for _ in range(2):  # a run that was interrupted, and went on
+        logged(WandbTracker("project", "run", tmp_path, {"seed": 3}))
+    wandb_offline.teardown()  # its own process has written everything
+    pages, rows, shown = set(), [], []
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
+        for record in wandb_records(path):
+            if record.run.run_id:
+                pages.add(record.run.run_id)
+            if record.history.item:
+                items = {i.key or "/".join(i.nested_key): i for i in record.history.item}
+                rows.append({key: json.loads(item.value_json) for key, item in items.items()})
+        shown += [page.read_text() for page in path.parent.glob("files/media/html/*.html")]
+    assert len(pages) == 1 and (tmp_path / "page_id").read_text() in pages
+    assert len(rows) == 2
+    for row in rows:
+        assert (row["step/loss"], row["eval/star_graph/seed/mean_at_k"]) == (0.5, 1.0)
+        assert row["prompts/_type"] == "html-file"
+    assert len(shown) == 2
+    assert all("&lt;b&gt;Now&lt;/b&gt;" in page and "Löse es." in page for page in shown)

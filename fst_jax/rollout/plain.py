@@ -25,6 +25,16 @@ def readable(rollout: Rollout) -> dict[str, Any]:
     }
 
 
+def as_text(rollout: Rollout) -> str:
+    """A rollout for people who read along."""
+    problem, score = rollout.problem, rollout.score
+    prompt = f"[prompt] {rollout.prompt}\n" if rollout.prompt else ""
+    return (
+        f"{prompt}[question] {problem.question}\n[answer] {rollout.text}\n"
+        f"[reward {score.reward:g}, {score.category}] expected: {problem.answer}"
+    )
+
+
 def to_plain(rollout: Rollout) -> dict[str, Any]:
     """A rollout as JSON has it; its problem's own `data` is left out, as it is scored already."""
     problem, done = rollout.problem, rollout.completion
