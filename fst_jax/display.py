@@ -73,7 +73,7 @@ class Display:
             self._scores = {e["id"]: e["mean_score"] for e in values.get("pool") or []}
         elif event == "eval" and values.get("mean_at_k") is not None:
             under = CONTEXTS.get(values.get("context", ""), "")
-            found = f"mean@{values.get('k')} {values['mean_at_k']:.3f}, at step {step}"
+            found = f"mean@{values.get('k')} {values['mean_at_k']:.3f} (step {step})"
             self._numbers[f"held out, {under}"] = found
         elif event == END:
             self._left_s = 0.0
