@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from fst_jax.reporting import bars, curves
+from fst_jax.reporting import bars, curves, training
 from fst_jax.reporting.runs import Run
 from fst_jax.reporting.style import Figure
 
 _ALL = (
+    training.training,
     curves.efficiency,
     curves.ceilings,
     curves.frontier,
