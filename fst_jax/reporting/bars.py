@@ -209,7 +209,8 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
                 if stacked:
                     left = [a + b for a, b in zip(left, widths, strict=True)]
             axes.set_yticks(range(len(series)), [one.label for one in series], fontsize=8)
-            axes.set_ylim(-0.6, max(len(series), 2) - 0.4)
+            room = max(0.0, 1 - len(series) / 2)  # so that a single bar is no beam
+            axes.set_ylim(-0.6 - room, len(series) - 0.4 + room)
             axes.invert_yaxis()
             axes.set_xlabel(f"{unit} per run")
             counts(axes.xaxis)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from fst_jax.reporting.claims import rollout_curve
 from fst_jax.reporting.efficiency import SIGNAL, first_signal
@@ -104,9 +105,7 @@ def efficiency(runs: Sequence[Run]) -> Iterator[Figure]:
                 line(axes, one, count, accuracy)
                 if one.arm in ("fst", "fst_reuse"):
                     line(axes, one, count, accuracy, context="seed")
-            axes.set_xlabel(
-                "all rollouts" if all_counted else "RL rollouts"
-            )
+            axes.set_xlabel("all rollouts" if all_counted else "RL rollouts")
             counts(axes.xaxis)
             finish(axes, series)
 
@@ -198,6 +197,7 @@ def frontier(runs: Sequence[Run]) -> Iterator[Figure]:
                 if context == "seed" and one.arm != "rl":
                     _pair(axes, one)
             axes.set_xlabel("KL to the base, nats per token")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             finish(axes, series)
 
         return draw

@@ -92,7 +92,7 @@ def difference(old: str, new: str) -> list[Piece]:
     Lines are compared first.  A line that was edited is shown word by word, one of which little
     was kept as removed and added whole.
     """
-    before, after = old.splitlines(keepends=True), new.splitlines(keepends=True)
+    before, after = _lines(old), _lines(new)
     pieces: list[Piece] = []
     for kind, a0, a1, b0, b1 in _changes(before, after):
         one, other = "".join(before[a0:a1]), "".join(after[b0:b1])
@@ -144,6 +144,10 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _changes(before: list[str], after: list[str]) -> list[tuple[str, int, int, int, int]]:
     return difflib.SequenceMatcher(a=before, b=after, autojunk=False).get_opcodes()
+
+
+def _lines(text: str) -> list[str]:
+    return re.findall(r"[^\n]+|\n", text)
 
 
 def _words(text: str) -> list[str]:

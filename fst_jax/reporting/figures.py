@@ -8,14 +8,14 @@ from fst_jax.reporting.style import Figure
 
 _ALL = (
     training.training,
-    curves.efficiency,
-    curves.ceilings,
-    curves.frontier,
     bars.gains,
+    curves.efficiency,
+    curves.entropies,
+    curves.frontier,
+    curves.ceilings,
     curves.plasticity,
     curves.continual,
     curves.signal,
-    curves.entropies,
     bars.ablations,
     bars.reflectors,
     bars.fewshot,

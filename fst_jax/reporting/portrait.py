@@ -149,11 +149,15 @@ def commands(run: Run) -> Iterator[tuple[str, str]]:
 def _change(before: Evaluation, after: Evaluation, task: str) -> str:
     name = f"mean@{after.k} of {task}" if task else f"mean@{after.k}"
     return (
-        f"Held-out {name} went from {before.mean_at_k:.1%} under {_called(before)} to "
-        f"{after.mean_at_k:.1%} at step {after.step} under {_called(after)} (best@{after.k}: "
-        f"{before.best_at_k:.1%} to {after.best_at_k:.1%}; {after.n} answers), at a KL to the base "
-        f"of {after.kl_to_base:.3g} nats per token."
+        f"Held-out {name} went from {_percent(before.mean_at_k)} under {_called(before)} to "
+        f"{_percent(after.mean_at_k)} at step {after.step} under {_called(after)} "
+        f"(best@{after.k}: {_percent(before.best_at_k)} to {_percent(after.best_at_k)}; "
+        f"{after.n} answers), at a KL to the base of {after.kl_to_base:.3g} nats per token."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def _called(event: Evaluation) -> str:

@@ -37,12 +37,12 @@ def training(runs: Sequence[Run]) -> Iterator[Figure]:
             if len(series) == 1:
                 rounds = rounds_of(series[0][2])
                 axes.plot(rounds, [0.02] * len(rounds), "|", transform=axes.get_xaxis_transform(),
-                          color=COLOURS["base"], markersize=9, label="a fast round begins"
-                          if rounds else None)  # fmt: skip
+                          color=COLOURS["base"], markersize=9, clip_on=False,
+                          label="a fast round begins" if rounds else None)  # fmt: skip
             axes.set_xlabel("all rollouts sampled so far")
             axes.set_ylabel(_VALUES[key][1])
             axes.set_xlim(left=0)
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            axes.set_ylim(bottom=0)
             counts(axes.xaxis)
             below(axes)
 
