@@ -48,6 +48,7 @@ STYLES: tuple[LineStyle, ...] = (
 SHADES = ("#56b4e9", "#b98000", "#009e73", "#cc79a7", "#d55e00")  # parts of a stack, not arms
 INK, GRID = "#1b1b1d", "#b4b4b8"
 _SIZE = (4.6, 3.7)  # inches, of a panel
+_LEGEND = 64  # characters side by side in a legend, six of each entry for its handle
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -132,8 +133,9 @@ def inline_svg(panel: Panel, name: str) -> str:
 
 def below(axes: Axes, columns: int = 2) -> None:
     """The legend below the axes, where it hides no data; nothing without labels."""
-    handles, _ = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = max(1, min(columns, _LEGEND // (max(map(len, labels)) + 6)))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
 
 
