@@ -120,12 +120,12 @@ def _condensed(pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 
 def _by_words(old: str, new: str) -> list[Piece]:
-    before, after = _words(old), _words(new)
-    matcher = difflib.SequenceMatcher(a=before, b=after, autojunk=False)
-    if not old.strip() or not new.strip() or matcher.ratio() < _ALIKE:
+    words = re.findall(r"\w+", old), re.findall(r"\w+", new)  # spaces and stops are always alike
+    if difflib.SequenceMatcher(None, *words, autojunk=False).ratio() < _ALIKE:
         return [("removed", old), ("added", new)]
     pieces: list[Piece] = []
-    for kind, a0, a1, b0, b1 in matcher.get_opcodes():
+    before, after = _words(old), _words(new)
+    for kind, a0, a1, b0, b1 in _changes(before, after):
         one, other = "".join(before[a0:a1]), "".join(after[b0:b1])
         pieces += [("same", one)] if kind == "equal" else [("removed", one), ("added", other)]
     return pieces
@@ -142,7 +142,7 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return found
 
 
-def _changes(before: list[str], after: list[str]) -> list[tuple[str, int, int, int, int]]:
+def _changes(before: list[str], after: list[str]) -> Sequence[tuple[str, int, int, int, int]]:
     return difflib.SequenceMatcher(a=before, b=after, autojunk=False).get_opcodes()
 
 

@@ -48,7 +48,7 @@ STYLES: tuple[LineStyle, ...] = (
 SHADES = ("#56b4e9", "#b98000", "#009e73", "#cc79a7", "#d55e00")  # parts of a stack, not arms
 INK, GRID = "#1b1b1d", "#b4b4b8"
 _SIZE = (4.6, 3.7)  # inches, of a panel
-_LEGEND = 64  # characters side by side in a legend, six of each entry for its handle
+_LEGEND = 70  # characters side by side in a legend, six of each entry for its handle
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "sans-serif",
