@@ -34,11 +34,11 @@ def training(runs: Sequence[Run]) -> Iterator[Figure]:
                           linestyle=style, label=label if short else None)  # fmt: skip
                 if not short:
                     axes.plot(x, running_mean(y), color=colour, linestyle=style, label=label)
-            if len(series) == 1:
-                rounds = rounds_of(series[0][2])
+            rounds = rounds_of(series[0][2]) if len(series) == 1 else []
+            if rounds:
                 axes.plot(rounds, [0.02] * len(rounds), "|", transform=axes.get_xaxis_transform(),
                           color=COLOURS["base"], markersize=9, clip_on=False,
-                          label="a fast round begins" if rounds else None)  # fmt: skip
+                          label="a fast round begins")  # fmt: skip
             axes.set_xlabel("all rollouts sampled so far")
             axes.set_ylabel(_VALUES[key][1])
             axes.set_xlim(left=0)
