@@ -31,7 +31,8 @@ def training(runs: Sequence[Run]) -> Iterator[Figure]:
                 x, y = spent_until(run, key)
                 colour, short = COLOURS[run.arm], len(x) < _SMOOTHED
                 axes.plot(x, y, color=colour, alpha=1 if short else 0.3, linewidth=1,
-                          linestyle=style, label=label if short else None)  # fmt: skip
+                          marker="." if short else None, linestyle=style,
+                          label=label if short else None)  # fmt: skip
                 if not short:
                     axes.plot(x, running_mean(y), color=colour, linestyle=style, label=label)
             rounds = rounds_of(series[0][2]) if len(series) == 1 else []
