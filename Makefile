@@ -14,7 +14,7 @@ EXPERIMENTS := efficiency ceiling drift quadrants signal plasticity continual ab
 REPRODUCE := $(BIN)/python -m fst_jax.reproduce
 
 .PHONY: help setup models demo demo-llm reproduce $(EXPERIMENTS:%=reproduce-%) tiny-base \
-  test test-all test-sglang lint format clean
+  test test-all test-sglang test-browser lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ test-all: setup models $(SGLANG) ## Run every test, those that take minutes too
 
 test-sglang: setup ## Run the client's tests against a real sglang-jax server (Python 3.12)
 	launch/sglang_test.sh
+
+test-browser: setup ## Draw the report's page in Chromium or Chrome, which must be on PATH
+	@command -v chromium chromium-browser google-chrome chrome > /dev/null || \
+	  { echo "no Chromium or Chrome on PATH: install one" >&2; exit 1; }
+	$(BIN)/python -m pytest -m "slow or not slow" tests/reporting/test_browser.py
 
 # Not of the extra dev: what they wrap has no binaries for some machines that can train.
 $(LINTERS): setup.cfg | $(INSTALLED)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fst_jax.reporting.claims import PHASES, QUADRANTS, cost, quadrants
 from fst_jax.reporting.curves import Series, panels_of, pretty
@@ -23,11 +22,12 @@ from fst_jax.reporting.style import (
     Panel,
     accuracy_axis,
     below,
+    counts,
     whisker,
 )
 from fst_jax.reporting.variants import by_variant
 
-_WHISKERS = "Whiskers are 95 % intervals over seeds."
+_WHISKERS = " Whiskers are 95 % intervals over seeds."
 _ERROR = {"capsize": 2, "elinewidth": 1}
 
 
@@ -76,8 +76,11 @@ def gains(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "quadrants",
             "Where the gain lives",
-            "Held-out accuracy at the end of FST for {base, trained} weights × {seed, evolved} "
-            f"prompts, beside RL and prompt evolution alone. {_WHISKERS}",
+            "Across: held-out accuracy in the last evaluation. FST has the four quadrants "
+            "{base, trained} weights × {seed, evolved} prompts: the second less the first is what "
+            "prompts give to the base, the third less the first what went into the weights, and "
+            "the last is both together. Beside them RL and prompt evolution alone."
+            f"{_WHISKERS if any(run.group for run in runs) else ''}",
             panels,
         )
 
@@ -127,9 +130,10 @@ def _forest(runs: Sequence[Run], group: str, title: str, what: str) -> Iterator[
         yield Figure(
             group,
             title,
-            f"Final held-out accuracy (mean of the last two evaluations) with {what}; the default "
-            "is the main run of the same seeds, cut to the same length. Dots are seeds. "
-            f"{_WHISKERS}",
+            f"Across: final held-out accuracy (mean of the last two evaluations) with {what}, a "
+            "line for each; the default is the main run of the same seeds, cut to the same "
+            "length. What lies right of an arm's default is better; where whiskers overlap much, "
+            f"seeds do not tell them apart. Dots are seeds.{_WHISKERS}",
             panels,
         )
 
@@ -159,8 +163,9 @@ def fewshot(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "fewshot",
             "Few training problems",
-            "Final held-out accuracy (mean of the last two evaluations) when a run sees only so "
-            f"many different training problems. {_WHISKERS}",
+            "Across: how many different training problems a run sees, on a log scale. Up: final "
+            "held-out accuracy (mean of the last two evaluations). A curve that is high on the "
+            f"left needs few problems.{_WHISKERS}",
             panels,
         )
 
@@ -204,11 +209,11 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
                 if stacked:
                     left = [a + b for a, b in zip(left, widths, strict=True)]
             axes.set_yticks(range(len(series)), [one.label for one in series], fontsize=8)
-            axes.set_ylim(-0.6, max(len(series), 2) - 0.4)
+            room = max(0.0, 1 - len(series) / 2)  # so that a single bar is no beam
+            axes.set_ylim(-0.6 - room, len(series) - 0.4 + room)
             axes.invert_yaxis()
             axes.set_xlabel(f"{unit} per run")
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
+            counts(axes.xaxis)
             below(axes, columns=3)
 
         return draw
@@ -228,8 +233,10 @@ def costs(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "cost",
             "Cost",
-            "What a run costs, mean over seeds: seconds by phase, rollouts, tokens and "
-            "calls of the reflection model; evaluation is left out.",
+            "Across: what a run costs, mean over seeds where there are several: seconds by phase, "
+            "rollouts, tokens, and calls of the reflection model; shorter is cheaper. Evaluation "
+            "is left out. Tokens trained on are among those generated, so their bars are side by "
+            "side, not stacked.",
             panels,
             columns=len(used),  # a row for each task
         )

@@ -4,11 +4,12 @@ Lines are means over seeds, bands their 95 % intervals (Student's t); a run that
 is a line of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from fst_jax.reporting.claims import rollout_curve
 from fst_jax.reporting.efficiency import SIGNAL, first_signal
@@ -17,17 +18,21 @@ from fst_jax.reporting.second_task import MATCHES, from_origin, kinds, stages
 from fst_jax.reporting.select import chosen, tasks_of
 from fst_jax.reporting.sigmoid import Sigmoid, fit
 from fst_jax.reporting.statistics import mean_interval
-from fst_jax.reporting.style import COLOURS, MARKERS, NAMES, Figure, Panel, accuracy_axis, below
+from fst_jax.reporting.style import (
+    COLOURS,
+    MARKERS,
+    NAMES,
+    STYLES,
+    Figure,
+    LineStyle,
+    Panel,
+    accuracy_axis,
+    below,
+    counts,
+)
 
 Value = Callable[[Evaluation], float]
-_BANDS = "Lines are means over seeds, bands 95 % intervals."
-LineStyle = str | tuple[int, tuple[int, ...]]
-_STYLES: tuple[LineStyle, ...] = (
-    "-",
-    (0, (1, 1)),
-    (0, (3, 1, 1, 1)),
-    (0, (5, 1)),
-)  # of ordinary runs of one arm
+_BANDS = " Lines are means over seeds, bands their 95 % intervals."
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Series:
 
 def steps(event: Evaluation) -> float:
     return event.step
+
+
+def _bands(found: Mapping[str, Sequence[Series]]) -> str:
+    """What a caption says of means and intervals, where a line stands for several seeds."""
+    several = any(len(one.runs) > 1 for series in found.values() for one in series)
+    return _BANDS if several else ""
 
 
 def accuracy(event: Evaluation) -> float:
@@ -61,11 +72,21 @@ def panels_of(runs: Sequence[Run], group: str = "main") -> dict[str, list[Series
         series = [Series(NAMES[arm], arm, of_arm) for arm, of_arm in arms if of_arm]
         if series:
             found[task] = series
-    for run in (run for run in runs if not run.group and group == "main"):
-        for task in run.tasks if len(run.tasks) == 1 else []:  # a stream has a figure of its own
-            beside = found.setdefault(task, [])
-            style = _STYLES[sum(one.arm == run.arm for one in beside) % len(_STYLES)]
-            beside.append(Series(f"{NAMES[run.arm]} ({run.name})", run.arm, [run], None, style))
+    for single in single_runs(runs).values() if group == "main" else ():
+        for label, style, run in single:
+            if len(run.tasks) == 1:  # a stream has a figure of its own
+                one = Series(label, run.arm, [run], None, style)
+                found.setdefault(run.tasks[0], []).append(one)
+    return found
+
+
+def single_runs(runs: Sequence[Run]) -> dict[str, list[tuple[str, LineStyle, Run]]]:
+    """By task, the runs that are no experiments, with a label and the style of their lines."""
+    found: dict[str, list[tuple[str, LineStyle, Run]]] = {}
+    for run in (run for run in runs if not run.group):
+        beside = found.setdefault(run.task, [])
+        style = STYLES[sum(other.arm == run.arm for _, _, other in beside) % len(STYLES)]
+        beside.append((f"{NAMES[run.arm]} ({shortened(run.name)})", style, run))
     return found
 
 
@@ -84,25 +105,28 @@ def efficiency(runs: Sequence[Run]) -> Iterator[Figure]:
                 line(axes, one, count, accuracy)
                 if one.arm in ("fst", "fst_reuse"):
                     line(axes, one, count, accuracy, context="seed")
-            axes.set_xlabel("rollouts, prompt evolution included" if all_counted else "RL rollouts")
+            axes.set_xlabel("all rollouts" if all_counted else "RL rollouts")
+            counts(axes.xaxis)
             finish(axes, series)
 
         return draw
 
+    found = panels_of(runs)
     panels = [
         Panel(
             f"{pretty(task)}: {'every rollout' if every else 'RL rollouts'}", panel(series, every)
         )
-        for task, series in panels_of(runs).items()
+        for task, series in found.items()
         for every in (False, True)
     ]
     if panels:
         yield Figure(
             "efficiency",
             "Sample efficiency",
-            "Held-out accuracy against the rollouts of RL groups (left) and against these and all "
-            f"rollouts of prompt evolution (right); dashed: FST's weights under the seed prompt. "
-            f"{_BANDS}",
+            "Across: rollouts of RL groups alone, then every rollout, those of prompt evolution "
+            "included. Up: mean@k, the share of held-out answers that is right. A curve that rises "
+            "further to the left needs fewer rollouts for the same accuracy. Dashed: FST's weights "
+            f"under the seed prompt, which is what the weights alone have learned.{_bands(found)}",
             panels,
             columns=2,
         )
@@ -123,6 +147,7 @@ def ceilings(runs: Sequence[Run]) -> Iterator[Figure]:
                 axes.plot(fine, mean, color=COLOURS[one.arm], label=name)
                 axes.axhline(ceiling, color=COLOURS[one.arm], linestyle=":", linewidth=1)
             axes.set_xlabel("RL rollouts")
+            counts(axes.xaxis)
             finish(axes, [one for one, _ in fitted])
 
         return draw
@@ -143,8 +168,10 @@ def ceilings(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "ceiling",
             "Ceilings",
-            "Points: means over seeds of held-out accuracy under the run's own context; "
-            "lines: means of the seeds' sigmoids, whose mean asymptote A (dotted) is the ceiling.",
+            "Across: rollouts of RL groups. Up: held-out accuracy under the run's own context, "
+            "points as measured (means over seeds), lines as fitted (means of the seeds' "
+            "sigmoids). A, dotted, is where the lines would end with rollouts without limit: an "
+            "extrapolation, to be trusted only as far as the points follow the line.",
             panels,
         )
 
@@ -170,6 +197,7 @@ def frontier(runs: Sequence[Run]) -> Iterator[Figure]:
                 if context == "seed" and one.arm != "rl":
                     _pair(axes, one)
             axes.set_xlabel("KL to the base, nats per token")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             finish(axes, series)
 
         return draw
@@ -185,9 +213,11 @@ def frontier(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "frontier",
             "Reward against drift",
-            "Every evaluation's held-out accuracy against exact token-level KL to the base on "
-            "held-out rollouts, both under the run's own context (left) and under the seed prompt "
-            "(right; dotted: accuracy with its own prompts); faint points are single seeds.",
+            "Across: how far the policy has moved from the base, as exact token-level KL on "
+            "held-out rollouts. Up: held-out accuracy of the same evaluation; a point for each. "
+            "First both under the run's own context, then both under the seed prompt (dotted: the "
+            "accuracy with its own prompts). Higher at the same KL is better: more was learned "
+            "for the same drift. Faint points are single seeds.",
             panels,
             columns=2,
         )
@@ -222,8 +252,9 @@ def signal(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "signal",
             "First signal",
-            f"Held-out accuracy in the first steps; dotted: the median step at which it exceeds "
-            f"the base by {SIGNAL} and does so again at the next evaluation. {_BANDS}",
+            f"Across: RL steps, the first ones. Up: held-out accuracy. Dotted: the median step at "
+            f"which an arm exceeds the base by {SIGNAL} and does so again at the next evaluation; "
+            f"the further left, the sooner there is something to learn from.{_bands(series_of)}",
             [Panel(pretty(task), panel(task, series)) for task, series in series_of.items()],
         )
 
@@ -242,13 +273,15 @@ def entropies(runs: Sequence[Run]) -> Iterator[Figure]:
 
         return draw
 
-    panels = [Panel(pretty(task), panel(series)) for task, series in panels_of(runs).items()]
+    found = panels_of(runs)
+    panels = [Panel(pretty(task), panel(series)) for task, series in found.items()]
     if panels:
         yield Figure(
             "entropy",
             "Entropy",
-            "Entropy of the policy per token on its own held-out rollouts under the context that "
-            f"it learns with, at every evaluation. {_BANDS}",
+            "Across: RL steps. Up: entropy of the policy per token on its own held-out rollouts "
+            "under the context that it learns with. A fall while accuracy rises is certainty; a "
+            f"fall without it is a policy that has stopped exploring.{_bands(found)}",
             panels,
         )
 
@@ -280,8 +313,10 @@ def plasticity(runs: Sequence[Run]) -> Iterator[Figure]:
         yield Figure(
             "plasticity",
             "Plasticity",
-            "Plain RL under the seed prompt on a second task, started from the base and from "
-            f"checkpoints of RL and of FST on the first: held-out accuracy. {_BANDS}",
+            "Across: steps of plain RL under the seed prompt on a second task. Up: held-out "
+            "accuracy on it, started from the base and from checkpoints of RL and of FST on the "
+            "first task. A steeper curve is a checkpoint that still learns well; below the base, "
+            f"the first task has cost the ability to learn the second.{_BANDS}",
             panels,
             columns=2,
         )
@@ -316,9 +351,10 @@ def continual(runs: Sequence[Run]) -> Iterator[Figure]:
     yield Figure(
         "continual",
         "A stream of tasks",
-        "One run over all tasks, vertical lines where the task changes: held-out accuracy on every "
-        "task throughout, shaded while that task is trained, so that what follows the shade is "
-        f"forgetting. {_BANDS}",
+        "Across: RL steps of one run over all tasks, with a vertical line where the task changes. "
+        "Up: held-out accuracy on one task throughout, shaded while that task is trained. A rise "
+        "within the shade is adaptation, a fall after it forgetting."
+        f"{_BANDS if len(streams) > 1 else ''}",
         [Panel(pretty(task), panel(task)) for task in streams[0].tasks],
     )
 
@@ -369,6 +405,12 @@ def finish(axes: Axes, series: Sequence[Series]) -> None:
     """Axis of accuracy and legend."""
     accuracy_axis(axes, series[0].runs[0].evaluations[0].k)
     below(axes)
+
+
+def shortened(name: str, most: int = 22) -> str:
+    """A run's name with its middle left out where it is too long for a legend."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def pretty(task: str) -> str:

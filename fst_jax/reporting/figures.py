@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 
-from fst_jax.reporting import bars, curves
+from fst_jax.reporting import bars, curves, training
 from fst_jax.reporting.runs import Run
 from fst_jax.reporting.style import Figure
 
 _ALL = (
-    curves.efficiency,
-    curves.ceilings,
-    curves.frontier,
+    training.training,
     bars.gains,
+    curves.efficiency,
+    curves.entropies,
+    curves.frontier,
+    curves.ceilings,
     curves.plasticity,
     curves.continual,
     curves.signal,
-    curves.entropies,
     bars.ablations,
     bars.reflectors,
     bars.fewshot,

@@ -3,7 +3,8 @@
 A figure is a row of panels.  Its PNG and SVG files hold all of them on white; in the page every
 panel is an SVG of its own, so that a narrow window stacks them, drawn in the page's text colour
 and arm colours, so that a dark window inverts them.  The colours are Okabe and Ito's, which
-colour-blind readers tell apart; line styles and markers repeat what colours say.
+colour-blind readers tell apart, its orange darkened to be seen on white; line styles and markers
+repeat what colours say.
 """
 
 import io
@@ -16,14 +17,16 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 COLOURS = {
     "rl": "#d55e00",
     "prompt": "#009e73",
     "fst": "#0072b2",
     "fst_reuse": "#cc79a7",
-    "distill": "#e69f00",
+    "distill": "#b98000",
     "base": "#808080",
 }
 NAMES = {
@@ -35,9 +38,17 @@ NAMES = {
     "base": "base",
 }
 MARKERS = {"rl": "s", "prompt": "^", "fst": "o", "fst_reuse": "D", "distill": "v", "base": "x"}
-SHADES = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00")  # parts of a stack, not arms
+LineStyle = str | tuple[int, tuple[int, ...]]
+STYLES: tuple[LineStyle, ...] = (
+    "-",
+    (0, (1, 1)),
+    (0, (3, 1, 1, 1)),
+    (0, (5, 1)),
+)  # of ordinary runs of one arm
+SHADES = ("#56b4e9", "#b98000", "#009e73", "#cc79a7", "#d55e00")  # parts of a stack, not arms
 INK, GRID = "#1b1b1d", "#b4b4b8"
 _SIZE = (4.6, 3.7)  # inches, of a panel
+_LEGEND = 70  # characters side by side in a legend, six of each entry for its handle
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -72,7 +83,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """A named row of panels; the caption says in one sentence how it was measured."""
+    """A named row of panels; the caption says what the axes are, and what to read from them."""
 
     name: str
     title: str
@@ -109,6 +120,10 @@ def inline_svg(panel: Panel, name: str) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"', "", text, count=2)
+    # Only what is referred to keeps an id: a page holds many panels, and an id once.
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: _labelled(found[1], used, name), text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
     text = text.replace("<svg", f'<svg role="img" aria-label="{_attribute(panel.title)}"', 1)
     text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
     for arm, colour in COLOURS.items():
@@ -118,9 +133,16 @@ def inline_svg(panel: Panel, name: str) -> str:
 
 def below(axes: Axes, columns: int = 2) -> None:
     """The legend below the axes, where it hides no data; nothing without labels."""
-    handles, _ = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = max(1, min(columns, _LEGEND // (max(map(len, labels)) + 6)))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+
+
+def counts(axis: Axis) -> None:
+    """Ticks of large numbers: 50k."""
+    axis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def accuracy_axis(axes: Axes, k: int, tops: Iterable[float] = ()) -> None:
@@ -142,6 +164,13 @@ def _draw(panel: Panel, axes: Axes) -> None:
     panel.draw(axes)
     axes.set_title(panel.title)
     axes.set_axisbelow(True)
+
+
+def _labelled(label: str, used: set[str], name: str) -> str:
+    """An id of Matplotlib's, kept apart from other panels', or as the class of its kind."""
+    if label in used:
+        return f' id="{name}-{label}"'
+    return f' class="{re.sub(r"[_.]?[0-9]+$", "", label)}"'
 
 
 def _attribute(text: str) -> str:
