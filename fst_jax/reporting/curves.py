@@ -90,6 +90,35 @@ def single_runs(runs: Sequence[Run]) -> dict[str, list[tuple[str, LineStyle, Run
     return found
 
 
+def overview(runs: Sequence[Run]) -> Iterator[Figure]:
+    """The experiments at a glance: each arm under its own context, against all rollouts."""
+
+    def panel(series: Sequence[Series]) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for one in series:
+                line(axes, one, lambda event: event.all_rollouts, accuracy)
+            axes.set_xlabel("all rollouts, those that score prompts included")
+            counts(axes.xaxis)
+            finish(axes, series)
+
+        return draw
+
+    experiments = panels_of([run for run in runs if run.group])
+    kept = {
+        task: [one for one in series if one.arm in ("rl", "prompt", "fst")]
+        for task, series in experiments.items()
+    }
+    panels = [Panel(pretty(task), panel(series)) for task, series in kept.items()]
+    if panels:
+        yield Figure(
+            "overview",
+            "At a glance",
+            "Across: all rollouts. Up: mean@k, the share of held-out answers that is right, of RL "
+            f"under the seed prompt and of the others under their evolved prompts.{_bands(kept)}",
+            panels,
+        )
+
+
 def efficiency(runs: Sequence[Run]) -> Iterator[Figure]:
     """Held-out accuracy against RL rollouts and against all rollouts."""
 

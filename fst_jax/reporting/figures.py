@@ -7,6 +7,7 @@ from fst_jax.reporting.runs import Run
 from fst_jax.reporting.style import Figure
 
 _ALL = (
+    curves.overview,
     training.training,
     bars.gains,
     curves.efficiency,
