@@ -22,7 +22,7 @@ def said() -> str:
 
 
 def quoted() -> list[str]:
-    return [" ".join(block.split()) for block in re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)]
+    return [" ".join(block.split()) for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)]
 
 
 def test_quoted_messages_are_those_of_the_code():
