@@ -22,7 +22,9 @@ def said() -> str:
 
 
 def quoted() -> list[str]:
-    return [" ".join(block.split()) for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)]
+    return [
+        " ".join(block.split()) for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
+    ]
 
 
 def test_quoted_messages_are_those_of_the_code():

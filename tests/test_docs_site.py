@@ -1,10 +1,13 @@
 """The documentation site, built as `make docs` builds it."""
 
+import html
 import html.parser
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ import yaml
 
 from fst_jax import schema
 
-pytest.importorskip("mkdocs", reason="needs mkdocs: `make setup` installs it")
+PluginError = pytest.importorskip(
+    "mkdocs.exceptions", reason="needs mkdocs: `make setup` installs it"
+).PluginError
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("http:", "https:", "//")
@@ -62,7 +67,7 @@ def test_a_help_text_is_shown_as_it_is(site):
     text = re.sub(r"<[^>]+>", "", (site / "configuration.html").read_text("utf-8"))
     for key in ("slow.clip_low", "model.chat_template", "eval.top_p", "watch.stall_s"):
         start = schema.settings()[key].help[:40]
-        assert html.parser.unescape(start) in html.parser.unescape(text)
+        assert html.unescape(start) in html.unescape(text)
 
 
 def test_nothing_is_loaded_from_another_host(site):
@@ -70,6 +75,7 @@ def test_nothing_is_loaded_from_another_host(site):
     assert len(pages) > 20
     for path, page in pages.items():
         assert not [place for place in page.loads if place.startswith(ELSEWHERE)], path
+        assert [place for place in page.loads if place.endswith(".css")], path
         assert "mermaid" not in page.classes, f"{path}: its renderer would be fetched"
     for path in site.rglob("*.css"):
         text = path.read_text("utf-8")
@@ -77,10 +83,7 @@ def test_nothing_is_loaded_from_another_host(site):
 
 
 def test_every_page_is_in_the_navigation_once():
-    class Loader(yaml.SafeLoader):
-        """YAML without the Python objects that MkDocs allows."""
-
-    nav = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
     entries = [page for section in nav for pages in section.values() for page in pages]
     named = [next(iter(e.values())) if isinstance(e, dict) else e for e in entries]
     of_the_root = {"CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"}
@@ -95,3 +98,30 @@ def test_links_to_sources_are_their_paths(site):
     assert 'href="SECURITY.html"' in serving
     reproduction = (site / "reproduction.html").read_text("utf-8")
     assert "<code>configs/small_world.yaml</code>" in reproduction
+
+
+@pytest.fixture
+def hooks():
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs_hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_page_that_leaves_settings_out_is_refused(hooks):
+    page = (ROOT / "docs/configuration.md").read_text("utf-8")
+    assert "`slow.objective`" not in page
+    assert 'id="slow.objective"' in hooks.with_settings(page)
+    for wrong in ("", "<!-- settings: slow -->\n", "<!-- settings: slwo -->\n"):
+        with pytest.raises(PluginError, match="configuration.md has the settings of"):
+            hooks.with_settings(page.replace("<!-- settings: fast -->\n", wrong))
+
+
+def test_a_link_to_a_file_that_is_gone_is_refused(hooks):
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="tasks.md"))
+    text = "[the task](../fst_jax/tasks/task.py#L3), [limits](../SECURITY.md#limits)"
+    shown = hooks.on_page_markdown(text, page)
+    assert shown == "the task (`fst_jax/tasks/task.py`), [limits](SECURITY.md#limits)"
+    with pytest.raises(PluginError, match=r"tasks.md links to ../none.py"):
+        hooks.on_page_markdown("[gone](../none.py)", page)
