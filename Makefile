@@ -14,7 +14,7 @@ EXPERIMENTS := efficiency ceiling drift quadrants signal plasticity continual ab
 REPRODUCE := $(BIN)/python -m fst_jax.reproduce
 
 .PHONY: help setup models demo demo-llm reproduce $(EXPERIMENTS:%=reproduce-%) tiny-base \
-  test test-all test-sglang test-browser lint format clean
+  test test-all test-sglang test-browser lint format docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean: ## Remove caches and build leftovers; .venv, models and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find fst_jax tests -name __pycache__ -type d -prune -exec rm -rf {} +

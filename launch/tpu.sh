@@ -56,7 +56,7 @@ need_config "$@"
 [[ ${#capacity[@]} -le 1 ]] || fail "--spot and --reserved exclude each other"
 "$queue" || [[ -z "$valid_until" ]] || fail "--valid-until is for the queue, and --now does not wait"
 [[ "$share" =~ ^[^:/]+:/[^/] ]] ||
-  fail "--share $share: write HOST:/PATH of an NFS share; see docs/launching.md"
+  fail "--share $share: write HOST:/PATH of an NFS share; see docs/tpu_pods.md"
 if [[ -z "$version" ]]; then
   case "$type" in
     v6e-*) version=v2-alpha-tpuv6e ;;
