@@ -140,7 +140,9 @@ def below(axes: Axes, columns: int = 2) -> None:
 
 
 def counts(axis: Axis) -> None:
-    """Ticks of large numbers: 50k."""
+    """Ticks of large numbers: 50k; a lone point at 0 has no room for negative ones."""
+    if axis.get_data_interval()[1] <= 0:
+        axis.set_view_interval(0, 1, ignore=True)
     axis.set_major_locator(MaxNLocator(5, integer=True))
     axis.set_major_formatter(EngFormatter(sep=""))
 

@@ -10,7 +10,7 @@ from tests.processes import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 DOCUMENTS = [*PAGES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-SHELL = ("bash", "sh", "shell", "console")
+SHELL = ("bash", "sh", "shell")
 # How an indented block begins that holds commands, and no formula or what a command prints.
 _COMMAND = re.compile(
     r"([A-Z_]+=\S+ )*(\.venv/bin/\w+|launch/\w+\.sh|curl|docker|fst|gcloud|git|make|pip|python3?"
