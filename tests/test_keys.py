@@ -1,6 +1,5 @@
 """Secrets stay in the environment: out of settings, of messages and of all that a run writes."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,20 +144,19 @@ def written(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_key_behind(
     served: Served, model: Path, task: Path, root: Path, monkeypatch, capfd
 ) -> None:
     """One server demands a key for rollouts, another for reflection."""
     monkeypatch.setenv("FST_JAX_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    installed = importlib.util.find_spec("tensorboardX") is not None
-    board = ("--tracking.tensorboard", "true") if installed else ()
     with endpoints.serving() as reflector:
         reflector.answer = endpoints.editor
         argv = arguments(
             model, task, root / "out", "--rollout.engine", "sglang", "--rollout.url", served.url,
             "--fast.reflector", "lm", "--fast.lm_url", reflector.url, "--train.steps", "2",
-            *board, "--eval.every", "0", "--checkpoint.every", "0",
+            "--tracking.tensorboard", "true", "--eval.every", "0", "--checkpoint.every", "0",
         )  # fmt: skip
         assert run(monkeypatch, argv) == 0
         sent = {headers["Authorization"] for _, headers in reflector.requests}

@@ -354,7 +354,9 @@ def wait_for_step(folder: Path, step: int, deadline_s: float = 300) -> None:
     raise TimeoutError(f"step {step} was not reached")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_killed_run_resumes_as_if_undisturbed(
     number: signal.Signals, finished: Path, model: Path, task: Path, tmp_path: Path
 ) -> None:
