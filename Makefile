@@ -27,6 +27,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fst_jax needs Python 3.11 or newer, and $(PYTHON) is older or missing:" \
 	    "choose another with 'make PYTHON=python3.12 $(MAKECMDGOALS)'" >&2; exit 1; }
+	@echo "installing into $(VENV), once: some minutes in which nothing is shown"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	  --prefer-binary --editable '.[dev,tasks]'

@@ -5,7 +5,6 @@ done and the time left, the newest reward, KL and speed, programs compiled, the 
 the output is a file or a pipe there are the lines alone.
 """
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from fst_jax.compiles import compiles
 from fst_jax.fast.pool import Prompt
-from fst_jax.tracking import END, ConsoleTracker, Tracker, duration, plain
+from fst_jax.tracking import END, ConsoleTracker, Pace, Tracker, duration, plain
 from fst_jax.watchdog import doing
 
 CONTEXTS = {"none": "no prompt", "seed": "seed prompt", "pool": "evolved prompts"}
@@ -50,9 +49,8 @@ class Display:
 
     def __init__(self, steps: int, terminal: Console | None = None):
         """`steps` is the length of the whole run; `terminal` is the process's own if not given."""
-        self._steps, self._step, self._seen = steps, 0, 0
-        self._began = time.monotonic()
-        self._left_s = math.nan
+        self._steps, self._step, self._pace = steps, 0, Pace(steps)
+        self._left_s: float | None = None
         self._numbers: dict[str, str] = {}
         self._prompt, self._scores = "", dict[str, float]()
         self._live = Live(
@@ -87,9 +85,7 @@ class Display:
         self._live.stop()
 
     def _take_step(self, step: int, values: dict[str, Any]) -> None:
-        self._step, self._seen = step, self._seen + 1
-        elapsed = time.monotonic() - self._began
-        self._left_s = elapsed / self._seen * max(self._steps - step, 0)
+        self._step, self._left_s = step, self._pace.left_s(step)
         seconds = sum((values.get("seconds") or {}).values())
         made = values.get("tokens_generated")
         found = {
@@ -111,7 +107,7 @@ class Display:
         rows.add_row("phase", f"{_DOES.get(now.phase, now.phase)}, {lasted}")
         done = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=max(self._steps, 1), completed=self._step, width=24)
-        left = "" if math.isnan(self._left_s) else f"{duration(self._left_s)} left"
+        left = "" if self._left_s is None else f"{duration(self._left_s)} left"
         done.add_row(bar, f"{self._step} of {self._steps}", left)
         rows.add_row("steps", done)
         for name, text in self._numbers.items():

@@ -46,7 +46,8 @@ def report(places: Sequence[Path], output: Path) -> dict[str, Any]:
         (output / "index.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write the report to {output}: {error.strerror}") from error
-    print(f"{len(runs)} runs, {len(figures)} figures: {output / 'index.html'}")
+    counted = f"{len(runs)} run{'s' * (len(runs) > 1)}, {len(figures)} figures"
+    print(f"{counted}: {output / 'index.html'}")
     return claims
 
 

@@ -76,6 +76,8 @@ class OpenRun:
             self._between_steps = True  # or in the middle of one
             self._journal = Journal(config, inputs, learner, base, shown)
             self._progress = self._journal.progress  # the step, and Φ = {φ_seed} at first
+            if tracker is None and is_main():
+                print(where_it_stands(self.folder, self.step, config, self.finished), end="")
             undo.pop_all()
 
     @property
@@ -188,6 +190,14 @@ class OpenRun:
         measured = self._evaluator(params, prompts)
         self._actor.take_spent()
         return measured
+
+
+def where_it_stands(folder: Path, step: int, config: Config, finished: bool) -> str:
+    """A line on a run that was begun before; empty for a new one."""
+    of_all = f"{step} of {config.train.steps} steps"
+    if finished:
+        return f"{folder} is complete, {of_all}: a larger train.steps goes on with it\n"
+    return f"going on with {folder} after {of_all}\n" if step else ""
 
 
 def problem_order(config: Config, exam: Exam) -> StagedOrder:

@@ -94,6 +94,25 @@ class JsonlTracker:
         self._file.close()
 
 
+class Pace:
+    """How long a run will still take, by this process's steps but the first, which compiles."""
+
+    def __init__(self, steps: int):
+        """`steps` is the length of the whole run."""
+        self._steps, self._since, self._seen = steps, 0.0, 0
+
+    def left_s(self, step: int) -> float | None:
+        """Seconds left when `step` has just ended; None while nothing is known."""
+        now = time.monotonic()
+        self._seen += 1
+        if self._seen == 1:
+            self._since = now
+        left = max(self._steps - step, 0)
+        if not left:
+            return 0.0
+        return None if self._seen == 1 else (now - self._since) / (self._seen - 1) * left
+
+
 class ConsoleTracker:
     """Prints one line per event, with the time left after each step."""
 
@@ -101,8 +120,7 @@ class ConsoleTracker:
         """`steps` is the length of the whole run."""
         self._steps = steps
         self._stream = stream or sys.stdout
-        self._start = time.monotonic()
-        self._seen = 0  # steps of this process
+        self._pace = Pace(steps)
         self._warned: set[str] = set()  # codes of the hints of the newest step
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
@@ -138,8 +156,7 @@ class ConsoleTracker:
         self._warned = set(told)
 
     def _step(self, step: int, values: dict[str, Any]) -> Iterator[str]:
-        self._seen += 1
-        left_s = (time.monotonic() - self._start) / self._seen * max(self._steps - step, 0)
+        left_s = self._pace.left_s(step)
         yield _item("reward", values.get("reward_mean"))
         yield _item("kl", values.get("kl_k3"))
         yield _item("distill kl", values.get("distill_kl"))
@@ -148,7 +165,7 @@ class ConsoleTracker:
         seconds = sum((values.get("seconds") or {}).values())
         if seconds and values.get("tokens_generated"):
             yield _item("tok/s", round(values["tokens_generated"] / seconds))
-        yield f"eta {duration(left_s)}"
+        yield "" if left_s is None else f"eta {duration(left_s)}"
 
 
 class TensorBoardTracker:

@@ -14,6 +14,7 @@ from fst_jax.errors import ConfigError, RunError
 from fst_jax.tracking import (
     ConsoleTracker,
     JsonlTracker,
+    Pace,
     TensorBoardTracker,
     Trackers,
     WandbTracker,
@@ -108,11 +109,18 @@ def test_console_lines():
     tracker.log("eval", 3, {"task": "star_graph", "weights": "base", "context": "pool", **scores})
     tracker.log("stop", 3, {"reason": "signal", "left": 2})
     assert stream.getvalue().splitlines() == [
-        "step 3/20  reward 0.41  kl 0.001235  tok/s 812  eta 0s",
+        "step 3/20  reward 0.41  kl 0.001235  tok/s 812",
         "evolve 3  cycle 1  pool 2  best 0.5  accepted 1 of 4  rollouts 96",
         "eval 3  star_graph (base weights, pool)  mean@4 0.5  best@4 1",
         "stop 3  left 2",
     ]
+
+
+def test_time_left_is_that_of_steps_after_the_first(monkeypatch):
+    times = iter([100.0, 110.0, 114.0, 130.0])
+    monkeypatch.setattr("fst_jax.tracking.time.monotonic", lambda: next(times))
+    pace = Pace(8)
+    assert [pace.left_s(step) for step in (5, 6, 7, 8)] == [None, 20.0, 7.0, 0.0]
 
 
 def test_console_prints_a_hint_when_it_begins():

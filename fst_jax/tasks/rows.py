@@ -66,7 +66,9 @@ def column(row: Row, name: str, where: str) -> Any:
         return row[name]
     near = difflib.get_close_matches(name, row, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise TaskError(f"{where}: no field {name!r}: {hint}it has {', '.join(row)}")
+    raise TaskError(
+        f"{where}: no field {name!r}: {hint}it has {', '.join(row)}; task.options can name another"
+    )
 
 
 def as_text(value: Any) -> str:
