@@ -111,8 +111,8 @@ def made(world: Path) -> Path:
 
 def test_every_figure_is_made_as_png_and_svg(made: Path) -> None:
     names = {
-        "efficiency", "ceiling", "frontier", "quadrants", "plasticity", "continual", "signal",
-        "entropy", "ablations", "reflector", "fewshot", "sweep", "cost",
+        "overview", "efficiency", "ceiling", "frontier", "quadrants", "plasticity", "continual",
+        "signal", "entropy", "ablations", "reflector", "fewshot", "sweep", "cost",
     }  # fmt: skip
     assert {path.stem for path in made.glob("*.png")} == names
     assert {path.stem for path in made.glob("*.svg")} == names

@@ -301,6 +301,7 @@ def run_in_halves(monkeypatch: pytest.MonkeyPatch, argv: list[str], step: int) -
     assert run(monkeypatch, argv) == 0
 
 
+@pytest.mark.slow
 def test_several_updates_with_the_kl_in_the_reward_and_a_refreshed_reference(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

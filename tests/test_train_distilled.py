@@ -64,6 +64,7 @@ def test_the_report_knows_it(distilled: Path) -> None:
     assert curve == [(0, "base", "none"), (2, "trained", "none"), (4, "trained", "none")]
 
 
+@pytest.mark.slow
 def test_a_refreshed_teacher_resumes_exactly(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

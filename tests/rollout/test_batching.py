@@ -241,6 +241,7 @@ def narrowed_on_two_devices() -> None:
         check_logprobs(sample)
 
 
+@pytest.mark.slow
 def test_a_narrower_grid_on_two_devices(on_devices):
     on_devices(narrowed_on_two_devices, count=2)
 

@@ -270,6 +270,7 @@ def test_a_dead_server_ends_the_run_with_a_message(connect):
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_anew(connect, model, folder):
     """Amid a batch; the new one gets the newest weights before it answers."""
     params = tiny.perturbed(nnx.state(model), seed=4, scale=0.1)

@@ -538,7 +538,7 @@ def test_a_reference_that_reads_what_theta_reads_changes_nothing():
         np.testing.assert_allclose(own, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["cispo", "grpo"])
+@pytest.mark.parametrize("objective", ["cispo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_a_reference_may_read_another_context(objective):
     """KL to it by NumPy; policy term, entropy and mismatch are as they were."""
     settings = dataclasses.replace(

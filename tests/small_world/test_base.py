@@ -35,11 +35,13 @@ def miniature(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_model_again(miniature):
     first, again, other = ((folder / "model.safetensors").read_bytes() for folder in miniature)
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_the_folder_is_complete_and_its_card_shows_its_figures(miniature):
     folder = miniature[0]
     assert load_model(folder).config == load_config(folder)
@@ -53,6 +55,7 @@ def test_the_folder_is_complete_and_its_card_shows_its_figures(miniature):
         assert f"| {label} |" in text
 
 
+@pytest.mark.slow
 def test_a_card_shows_other_seeds_too(miniature, monkeypatch):
     monkeypatch.setattr(card, "QUESTIONS", 4)
     card.main([str(miniature[1]), str(miniature[2])])
