@@ -20,7 +20,15 @@ from rich.text import Text
 
 from fst_jax.compiles import compiles
 from fst_jax.fast.pool import Prompt
-from fst_jax.tracking import END, ConsoleTracker, Pace, Tracker, duration, plain
+from fst_jax.tracking import (
+    END,
+    ConsoleTracker,
+    Pace,
+    Tracker,
+    duration,
+    plain,
+    tokens_per_second,
+)
 from fst_jax.watchdog import doing
 
 CONTEXTS = {"none": "no prompt", "seed": "seed prompt", "pool": "evolved prompts"}
@@ -86,13 +94,11 @@ class Display:
 
     def _take_step(self, step: int, values: dict[str, Any]) -> None:
         self._step, self._left_s = step, self._pace.left_s(step)
-        seconds = sum((values.get("seconds") or {}).values())
-        made = values.get("tokens_generated")
         found = {
             "reward": (values.get("reward_mean"), "{:.3f}"),
             "KL to reference": (values.get("kl_k3"), "{:.4f} nats/token"),
             "entropy": (values.get("entropy"), "{:.3f} nats/token"),
-            "speed": (made / seconds if made and seconds else None, "{:.0f} tokens/s"),
+            "speed": (tokens_per_second(values), "{:.0f} tokens/s"),
         }
         for name, (value, form) in found.items():
             if value is not None:

@@ -162,9 +162,8 @@ class ConsoleTracker:
         yield _item("distill kl", values.get("distill_kl"))
         yield _item("loss", values.get("loss"))
         yield _item("entropy", values.get("entropy"))
-        seconds = sum((values.get("seconds") or {}).values())
-        if seconds and values.get("tokens_generated"):
-            yield _item("tok/s", round(values["tokens_generated"] / seconds))
+        speed = tokens_per_second(values)
+        yield _item("tok/s", None if speed is None else round(speed))
         yield "" if left_s is None else f"eta {duration(left_s)}"
 
 
@@ -302,6 +301,13 @@ def numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
             yield from numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
             yield prefix + key, value
+
+
+def tokens_per_second(values: dict[str, Any]) -> float | None:
+    """Tokens that a step generated over all its seconds; None where either is missing or 0."""
+    seconds = sum((values.get("seconds") or {}).values())
+    made = values.get("tokens_generated")
+    return made / seconds if made and seconds else None
 
 
 def duration(seconds: float) -> str:
