@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from fst_jax.reporting.curves import pretty, single_runs
 from fst_jax.reporting.runs import Run, round_rollouts
+from fst_jax.reporting.statistics import smoothed
 from fst_jax.reporting.style import COLOURS, Figure, LineStyle, Panel, below, counts
 
 _SMOOTHED = 20  # parts of a run, over each of which its bold line is a mean
@@ -96,7 +97,4 @@ def sampled(event: Mapping[str, Any]) -> float:
 def running_mean(values: np.ndarray) -> np.ndarray:
     """The mean of a twentieth of the values around each, fewer at the ends; [n] → [n]."""
     half = max(1, len(values) // _SMOOTHED // 2)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
-    return np.asarray((sums[high] - sums[low]) / (high - low))
+    return smoothed(values.tolist(), 2 * half + 1)
